@@ -1,0 +1,272 @@
+"""Train nano from scratch on drawn pictures: `python hub/nano/train.py OUT`.
+
+Seeded and resumable: run the same command again and it goes on from the newest state in OUT. A batch depends on the
+seed and its number alone. Half of every batch is the same surfaces without the defect.
+
+The losses, all between tokens and sentence embeddings, so that the towers learn nothing that the paper's scores do not
+use: patch tokens against a (normal, abnormal) pair of prototypes (cross-entropy + dice), both global tokens against
+the same pair, the mean token of a defect against the names of the defects, the object token against the surface's name.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from words import Sentences, train_tokenizer
+
+from tipsomaly.tips import TextConfig, Tips, TipsConfig, VisionConfig
+from tipsomaly.tokenizer import Tokenizer
+
+IMAGE_SIZE, GROUPS = 224, 8
+# Side in pixels -> pictures in a batch, so that every step costs about the same; and how often each is drawn.
+BATCH = {112: 64, 168: 32, 224: 16}
+EARLY, LATE = (0.7, 0.15, 0.15), (0.3, 0.2, 0.5)
+DECAY = 0.25  # the learning rate falls to zero over the last quarter; larger pictures are drawn more often there
+PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 1.5e-3, 1e-3, 0.03, 0.999
+
+
+def build(tokenizer: Tokenizer, dim: int) -> Tips:
+    vision = VisionConfig(dim=dim, depth=6, heads=dim // 64, image_size=IMAGE_SIZE)
+    text = TextConfig(dim=dim, depth=2, heads=dim // 64, mlp_dim=4 * dim, vocab_size=tokenizer.vocab_size)
+    model = Tips(TipsConfig(vision, text, temperature=0.05))
+    model.log_temperature = nn.Parameter(torch.tensor(math.log(0.05)))
+    initialise(model)
+    return model
+
+
+def initialise(model: Tips) -> None:
+    """Mimetic initialisation of attention (Trockman and Kolter, 2023): queries and keys that start near the identity,
+    values and projections near its negative; positions that start as sinusoids."""
+    dim = model.config.vision.dim
+    for name, p in model.named_parameters():
+        if p.ndim == 2 and min(p.shape) > 1 and "pos" not in name:
+            nn.init.trunc_normal_(p, std=0.02 if "embedding" in name else p.shape[1] ** -0.5)
+    nn.init.normal_(model.text_encoder.token_embedding.weight, std=dim**-0.5)
+    nn.init.normal_(model.vision_encoder.cls_token, std=0.02)
+    nn.init.normal_(model.vision_encoder.register_tokens, std=0.02)
+    grid = model.vision_encoder.config.grid
+    rates = torch.exp(torch.linspace(0, -math.log(100), dim // 4)) * math.pi / 2
+    angle = torch.arange(grid).float()[:, None] * rates
+    axis = torch.cat([angle.sin(), angle.cos()], 1)
+    rows, columns = axis[:, None].expand(-1, grid, -1), axis[None].expand(grid, -1, -1)
+    model.vision_encoder.pos_embed.data[0, 1:] = 0.3 * torch.cat([rows, columns], -1).reshape(grid * grid, dim)
+    eye = torch.eye(dim)
+    blocks = [(b.attn.qkv.weight, b.attn.proj.weight, b.attn.heads) for b in model.vision_encoder.blocks]
+    blocks += [
+        (b.attn.in_proj_weight, b.attn.out_proj.weight, b.attn.heads)
+        for b in model.text_encoder.transformer["resblocks"]
+    ]
+    for qkv, projection, heads in blocks:
+        width = dim // heads
+        for h in range(heads):
+            u, s, v = torch.linalg.svd(0.7 * torch.randn(dim, dim) / dim**0.5 + 0.7 * eye)
+            scale = s[:width].sqrt()[:, None]
+            qkv.data[h * width : (h + 1) * width] = u[:, :width].T * scale
+            qkv.data[dim + h * width : dim + (h + 1) * width] = v[:width] * scale
+        u, s, v = torch.linalg.svd(0.4 * torch.randn(dim, dim) / dim**0.5 - 0.4 * eye)
+        qkv.data[2 * dim :] = s.sqrt()[:, None] * v
+        projection.data[:] = u * s.sqrt()
+
+
+class Muon:
+    """Momentum whose matrices are made orthogonal before the step (Jordan et al., 2024), scaled to AdamW's step size.
+
+    Queries, keys and values are taken apart; matrices of one shape are treated together."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], momentum: float = 0.95) -> None:
+        self.parameters, self.momentum = parameters, momentum
+        self.buffers = {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def step(self, lr: float, decay: float) -> None:
+        stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for name, p in self.parameters.items():
+            buffer = self.buffers[name].lerp_(p.grad, 1 - self.momentum)
+            update = p.grad.lerp(buffer, self.momentum)
+            rows = p.shape[1] if "qkv" in name or "in_proj" in name else p.shape[0]
+            for part, weights in zip(update.split(rows), p.split(rows), strict=True):
+                stacks.setdefault(part.shape, []).append((part, weights))
+        for shape, pairs in stacks.items():
+            steps = orthogonalise(torch.stack([update for update, _ in pairs])) * (0.2 * max(shape) ** 0.5)
+            for (_, weights), step in zip(pairs, steps, strict=True):
+                weights.mul_(1 - lr * decay).sub_(step, alpha=lr)
+
+
+def orthogonalise(x: Tensor) -> Tensor:
+    """Newton-Schulz iterations towards the nearest orthogonal matrix of each in (k, m, n)."""
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Batches(Dataset):
+    """Batch number i of a run, drawn wherever it is asked for."""
+
+    def __init__(self, seed: int, steps: int, first: int, device: str) -> None:
+        self.seed, self.steps, self.first, self.device = seed, steps, first, device
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __getitem__(self, i: int) -> Batch:
+        step = self.first + i
+        rng = random.Random(self.seed * 1_000_003 + step)
+        size = rng.choices(list(BATCH), LATE if step > self.steps * (1 - DECAY) else EARLY)[0]
+        return draw_batch(rng.getrandbits(60), BATCH[size], size, TRAINING_FAMILIES, GROUPS, self.device)
+
+
+def embed(model: Tips, tokenizer: Tokenizer, sentences: list[str]) -> Tensor:
+    """(n, D) unit sentence embeddings, with gradients."""
+    ids, valid = tokenizer(sentences)
+    length = int(valid.sum(1).max())
+    device = model.log_temperature.device
+    return F.normalize(model.text_encoder(ids[:, :length].to(device), valid[:, :length].to(device)), dim=-1)
+
+
+def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) -> dict[str, Tensor]:
+    device = model.log_temperature.device
+    images, masks, kind = batch.images.to(device), batch.masks.to(device), batch.kind.to(device)
+    pairs = [words.pair(family) for family in batch.family]
+    kinds, captions = words.kinds(), words.families(batch.family)
+    flat = [text for pair in pairs for state in pair for text in state]
+    embedded = embed(model, tokenizer, flat + kinds + captions)
+    sentence, kinds, captions = embedded.split([len(flat), len(kinds), len(captions)])
+    parts = sentence.split([len(state) for pair in pairs for state in pair])
+    prototypes = F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1).unflatten(0, (-1, 2))
+
+    tokens = model.vision_encoder(images)
+    groups = len(batch.family)
+    direction = (prototypes[:, 1] - prototypes[:, 0]) / model.log_temperature.exp().clamp(min=0.01)
+    direction = direction.repeat_interleave(len(images) // groups, 0)
+    patches = F.normalize(tokens.patches, dim=-1)
+    local = torch.einsum("bhwd,bd->bhw", patches, direction)
+    target, counts = patch_targets(masks)
+    weight = counts * (1 + 2 * target)
+    bce = (F.binary_cross_entropy_with_logits(local, target, reduction="none") * weight).sum() / weight.sum()
+    probability = local.sigmoid() * counts
+    hit = (probability * target).sum((1, 2))
+    dice = 1 - (2 * hit + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)
+
+    defective = kind >= 0
+    spatial, object_ = F.normalize(tokens.spatial, dim=-1), F.normalize(tokens.object, dim=-1)
+    label = defective.float()
+    image = sum(F.binary_cross_entropy_with_logits((t * direction).sum(-1), label) for t in (spatial, object_))
+
+    pooled = F.normalize((patches * target[..., None]).sum((1, 2)) + 1e-6, dim=-1)
+    named = defective & (target.sum((1, 2)) > 0)
+    what = F.cross_entropy(pooled[named] @ kinds.T / 0.07, kind[named]) if named.any() else pooled.sum() * 0
+    family = torch.arange(groups, device=device).repeat_interleave(len(images) // groups)
+    where = F.cross_entropy(object_ @ captions.T / 0.07, family)
+    return {"local": bce, "dice": dice.mean(), "image": image, "kind": what, "surface": where}
+
+
+WEIGHTS = {"local": 2.0, "dice": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05}
+
+
+def train(out: Path, dim: int, steps: int, seed: int, device: str, workers: int, minutes: float) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
+    if not (out / "tokenizer.model").exists():
+        (out / "tokenizer.model").write_bytes(train_tokenizer())
+    tokenizer = Tokenizer(out / "tokenizer.model")
+    model = build(tokenizer, dim).to(device)
+    average = deepcopy(model).requires_grad_(False)
+    matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("blocks" in n)}
+    rest = {n: p for n, p in model.named_parameters() if n not in matrices and "mask_token" not in n}
+    muon = Muon(matrices)
+    adam = torch.optim.AdamW(rest.values(), lr=PEAK_ADAM, betas=(0.9, 0.98), weight_decay=0.0)
+    step = load_state(out, model, average, muon, adam) if (out / "state.json").exists() else 0
+    words = Sentences(random.Random())
+    loader = DataLoader(
+        Batches(seed, steps, step, device if workers == 0 else "cpu"),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=3 if workers else None,
+        worker_init_fn=lambda _: torch.set_num_threads(1),
+    )
+    started, saved, seen, shown = time.time(), time.time(), 0, {}
+    for batch in loader:
+        warm = min(1.0, (step + 1) / 300)
+        lr = warm * min(1.0, (steps - step) / (steps * DECAY))
+        words.rng.seed(seed * 7_368_787 + step)
+        parts = losses(model, tokenizer, batch, words)
+        adam.zero_grad()
+        for p in matrices.values():
+            p.grad = None
+        sum(WEIGHTS[name] * value for name, value in parts.items()).backward()
+        nn.utils.clip_grad_norm_(rest.values(), 1.0)
+        muon.step(PEAK_MUON * lr, WEIGHT_DECAY)
+        adam.param_groups[0]["lr"] = PEAK_ADAM * lr
+        adam.step()
+        step += 1
+        with torch.no_grad():
+            keep = min(AVERAGING, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+        seen += len(batch.images)
+        for name, value in parts.items():
+            shown[name] = shown.get(name, 0.0) + value.item()
+        if step % 100 == 0 or step == steps:
+            rate = seen / (time.time() - started)
+            line = " ".join(f"{name} {value / (step % 100 or 100):.4f}" for name, value in shown.items())
+            temperature = model.log_temperature.exp().item()
+            print(f"step {step}/{steps} {line} T {temperature:.4f} {rate:.0f} pictures/s", flush=True)
+            shown = {}
+        over = minutes and time.time() - started > minutes * 60
+        if time.time() - saved > 300 or step == steps or over:
+            save_state(out, step, model, average, muon, adam)
+            saved = time.time()
+        if over:
+            break
+
+
+def save_state(out: Path, step: int, model: Tips, average: Tips, muon: Muon, adam: torch.optim.Optimizer) -> None:
+    """Files of at most 16 MiB each; state.json comes last, so a cut leaves the earlier state whole or is noticed."""
+    adam_state = {f"{i}.{k}": v for i, s in adam.state_dict()["state"].items() for k, v in s.items()}
+    files = {"weights": model.state_dict(), "average": average.state_dict(), "muon": muon.buffers, "adam": adam_state}
+    for name, tensors in files.items():
+        save_file({k: v.contiguous() for k, v in tensors.items()}, out / f"{name}.tmp")
+    for name in files:
+        (out / f"{name}.tmp").replace(out / f"{name}.safetensors")
+    (out / "state.json").write_text(json.dumps({"step": step}))
+
+
+def load_state(out: Path, model: Tips, average: Tips, muon: Muon, adam: torch.optim.AdamW) -> int:
+    model.load_state_dict(load_file(out / "weights.safetensors"))
+    average.load_state_dict(load_file(out / "average.safetensors"))
+    for name, value in load_file(out / "muon.safetensors").items():
+        muon.buffers[name].copy_(value)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in load_file(out / "adam.safetensors").items():
+        index, name = key.split(".")
+        state.setdefault(int(index), {})[name] = value
+    adam.load_state_dict({"state": state, "param_groups": adam.state_dict()["param_groups"]})
+    return json.loads((out / "state.json").read_text())["step"]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the run; an unfinished run there is resumed")
+    parser.add_argument("--dim", type=int, default=128, help="width of both towers, a multiple of 64")
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw; 0 draws on the device itself")
+    parser.add_argument("--minutes", type=float, default=0, help="stop and save after so long; 0: when all is done")
+    args = parser.parse_args()
+    train(args.out, args.dim, args.steps, args.seed, args.device, args.workers, args.minutes)

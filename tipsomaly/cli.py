@@ -1,0 +1,298 @@
+"""The `tipsomaly` command. Exit status: 0 all good, 1 when an input failed, 2 for wrong usage."""
+
+import glob
+import json
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
+from pathlib import Path
+from typing import IO, Annotated, NoReturn
+
+import typer
+from tqdm import tqdm
+
+from tipsomaly import __version__, visualization
+from tipsomaly.hub import BUNDLED, ModelError, resolve
+from tipsomaly.images import SUFFIXES, ImageError, printable
+from tipsomaly.pipeline import DTYPES, MODES, Pipeline
+from tipsomaly.prompts import ENSEMBLES
+from tipsomaly.result import Result
+
+app = typer.Typer(
+    help="Zero-shot visual anomaly detection: is the thing on this picture defective, and where?",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
+Mode = Enum("Mode", {name: name for name in MODES}, type=str)
+DType = Enum("DType", {name: name for name in ("auto", *DTYPES)}, type=str)
+
+ModelOption = Annotated[str, typer.Option(help="A bundled name or a model folder.")]
+PromptsOption = Annotated[str | None, typer.Option(help="A prompt set of the model, or a prompts .safetensors file.")]
+ClassOption = Annotated[str, typer.Option(help="What is on the pictures, in a word or two.")]
+DomainOption = Annotated[Domain, typer.Option(help="Which fixed prompts describe normal and abnormal.")]
+SizeOption = Annotated[
+    int | None, typer.Option(metavar="PX", help="Side that pictures are resized to; default: the model's.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DTypeOption = Annotated[DType, typer.Option(help="Number format of the vision tower.")]
+OutputOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.")]
+
+
+@app.command()
+def detect(
+    images: Annotated[list[str], typer.Argument(help="Files, folders (searched recursively) or globs.")],
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    class_name: ClassOption = "object",
+    domain: DomainOption = Domain.industrial,
+    mode: Annotated[Mode, typer.Option(help="Which prompts score: the paper's are decoupled.")] = Mode.decoupled,
+    image_size: SizeOption = None,
+    output: OutputOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")] = 8,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a picture instead of a table.")
+    ] = False,
+) -> None:
+    """Score pictures and show where they are defective.
+
+    With --output, DIR gets a map (.npy, float32) and an overlay (.png) a picture, and results.jsonl, written as it
+    goes. A picture that cannot be used is a line with its error and does not stop the others.
+    """
+    sources = _find(images)
+    pipe = _load(model, prompts, device, dtype, image_size, domain, mode)
+    failed = 0
+    with _open_results(output) as lines:
+        stems = _Stems()
+        outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
+        bar = tqdm(zip(sources, outcomes, strict=True), total=len(sources), unit="picture", disable=None)
+        for source, outcome in bar:
+            record = {"image": str(source)}
+            if isinstance(outcome, Result):
+                try:
+                    record |= _record(outcome, output, stems(source))
+                except ImageError as error:  # the file changed since it was scored
+                    outcome = error
+            if isinstance(outcome, ImageError):
+                failed += 1
+                record["error"] = str(outcome)
+                tqdm.write(f"error: {outcome}", file=sys.stderr)
+            if lines:
+                print(json.dumps(record), file=lines, flush=True)
+            if as_json:
+                tqdm.write(json.dumps(record), file=sys.stdout)
+            elif isinstance(outcome, Result):
+                parts = f"{outcome.score:.4f} = global {outcome.global_score:.4f} + local {outcome.local_score:.4f}"
+                tqdm.write(f"{parts}  {printable(source)}", file=sys.stdout)
+    if failed:
+        print(f"{failed} of {len(sources)} pictures failed", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    image: Annotated[str, typer.Argument(help="A picture.")],
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    class_name: ClassOption = "object",
+    domain: DomainOption = Domain.industrial,
+    image_size: SizeOption = None,
+    output: OutputOption = None,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """The decoupled-prompt ablation on one picture: fixed, learned and decoupled prompts side by side.
+
+    With --output, DIR gets <picture>_comparison.png: the picture, then the map under each kind of prompts.
+    """
+    results = _load(model, prompts, device, dtype, image_size, domain).compare(image, class_name)
+    if as_json:
+        scores = {
+            mode: {"score": r.score, "global_score": r.global_score, "local_score": r.local_score, **r.strategies}
+            for mode, r in results.items()
+        }
+        print(json.dumps({"image": image, **scores}))
+    else:
+        print(
+            f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  "
+            + " ".join(f"{s:>6}" for s in ("S1", "S2", "S3", "S4", "S5"))
+        )
+        for mode, r in results.items():
+            strategies = " ".join(f"{value:6.4f}" for value in r.strategies.values())
+            print(f"{mode:<10} {r.score:7.4f} {r.global_score:7.4f} {r.local_score:7.4f}  {strategies}")
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        first = next(iter(results.values()))
+        pictures = [first.image, *(r.overlay() for r in results.values())]
+        path = output / f"{Path(image).stem}_comparison.png"
+        visualization.side_by_side(pictures, height=min(first.height, 512)).save(path)
+
+
+@app.command()
+def convert(
+    vision: Annotated[Path, typer.Argument(metavar="VISION.npz")],
+    text: Annotated[Path, typer.Argument(metavar="TEXT.npz")],
+    tokenizer: Annotated[Path, typer.Argument(metavar="TOKENIZER.model")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR")],
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: width / 64, SO400m 16.")] = None,
+    text_heads: Annotated[int | None, typer.Option(min=1, help="Those of the text tower, where they differ.")] = None,
+    image_size: SizeOption = None,
+) -> None:
+    """Convert a released TIPS checkpoint (two .npz files and a tokenizer) to a model folder."""
+    from tipsomaly.convert import convert as convert_checkpoint
+
+    try:
+        config = convert_checkpoint(
+            vision, text, tokenizer, out, heads=heads, text_heads=text_heads, image_size=image_size
+        )
+    except ValueError as error:
+        _fail(error, 1)
+    v, t = config.vision, config.text
+    print(f"{out}: width {v.dim}, vision {v.depth} layers, text {t.depth} layers, {v.heads} heads, {v.image_size} px")
+
+
+@app.command()
+def convert_prompts(
+    source: Annotated[Path, typer.Argument(metavar="IN.pth")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
+    ensemble: Annotated[
+        str, typer.Option(help="The sentences they were trained before: a domain, or paper.")
+    ] = "industrial",
+    backbone: Annotated[str | None, typer.Option(help="The model that they were trained on.")] = None,
+    trained_on: Annotated[str | None, typer.Option(help="The data set that they were trained on.")] = None,
+) -> None:
+    """Convert released learned prompts (a pickle of tensors) to safetensors. The pickle cannot run code."""
+    from tipsomaly.convert import convert_prompts as convert_pickle
+
+    metadata = {"backbone": backbone, "trained_on": trained_on}
+    try:
+        learned = convert_pickle(
+            source, out, prompt_ensemble=ensemble, metadata={k: v for k, v in metadata.items() if v}
+        )
+    except ValueError as error:
+        _fail(error, 1)
+    print(f"{out}: {learned.normal.shape[0]} vectors a state, {learned.normal.shape[1]} wide")
+
+
+@app.command()
+def models() -> None:
+    """List the models that are at hand."""
+    for name in BUNDLED:
+        folder = resolve(name)
+        config, size = folder.read_config(), folder.read_image_size()
+        prompts = ", ".join(folder.prompt_sets()) or "none"
+        print(f"{name}: bundled, width {config.vision.dim}, {size} px, learned prompts: {prompts}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tipsomaly {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    pass
+
+
+def _load(model, prompts, device, dtype, image_size, domain, mode=Mode.decoupled) -> Pipeline:
+    return Pipeline.from_pretrained(
+        model,
+        prompts=prompts,
+        device=device,
+        dtype=dtype.value,
+        image_size=image_size,
+        domain=domain.value,
+        mode=mode.value,
+    )
+
+
+def _find(patterns: list[str]) -> list[Path]:
+    """The pictures that files, folders and globs name, each once. A file named by itself is taken whatever its suffix
+    is, and a name that does not exist stays in the list, so that it gets its line of error."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                _fail(f"{printable(path)}: no pictures in this folder", 2)
+            found |= dict.fromkeys(inside)
+        elif not path.exists() and glob.has_magic(pattern):
+            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+            found |= dict.fromkeys(p for p in matches if p.is_file())
+            if not matches:
+                _fail(f"{pattern}: nothing matches", 2)
+        else:
+            found[path] = None
+    return list(found)
+
+
+def _record(result: Result, output: Path | None, stem: str) -> dict[str, object]:
+    """What results.jsonl says of a picture; its files are named relative to the folder of results.jsonl."""
+    record = {
+        "score": result.score,
+        "global_score": result.global_score,
+        "local_score": result.local_score,
+        "width": result.width,
+        "height": result.height,
+    }
+    if result.note:
+        record["note"] = result.note
+    if output:
+        record |= {kind: path.name for kind, path in result.save(output, stem).items()}
+    return record
+
+
+class _Stems:
+    """A file-name stem for each picture, unique within a run: pictures of one name come from several folders."""
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+
+    def __call__(self, source: Path) -> str:
+        base = source.stem.encode()[:200].decode(errors="ignore") or "image"  # room for the endings we add
+        stem, number = base, 1
+        while stem.lower() in self.used:
+            number += 1
+            stem = f"{base}_{number}"
+        self.used.add(stem.lower())
+        return stem
+
+
+def _open_results(output: Path | None) -> AbstractContextManager[IO[str] | None]:
+    if output is None:
+        return nullcontext()
+    output.mkdir(parents=True, exist_ok=True)
+    return (output / "results.jsonl").open("w", encoding="utf-8")
+
+
+def _fail(error: object, status: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's is one line on stderr, never a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (ImageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

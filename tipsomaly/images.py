@@ -1,0 +1,161 @@
+"""Pictures from anywhere to the pixels of the vision tower: decoding, orientation, size limits, resizing."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+MAX_PIXELS = 100_000_000
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
+"""A path, an encoded file's bytes, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of uint8,
+uint16, bool, or floats in [0, 1]."""
+
+
+class ImageError(ValueError):
+    """A picture cannot be used; the message is one line that names it and says why."""
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    image: Image.Image
+    """RGB, upright."""
+    note: str | None = None
+    """What was left out, if anything ("only the first frame is used")."""
+
+
+def load_image(source: ImageSource) -> LoadedImage:
+    """Decode a picture to RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8, first frame only.
+
+    Raises ImageError for anything that is not a whole picture of at most 100 megapixels.
+    """
+    if isinstance(source, str | Path):
+        return _open_file(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not len(source):
+            raise ImageError("image: no bytes at all")
+        return _decode(io.BytesIO(source), "image")
+    if isinstance(source, Image.Image):
+        with _explained("image"):
+            return _to_rgb(source, "image")
+    if isinstance(source, np.ndarray | Tensor):
+        return LoadedImage(_from_array(np.asarray(source)))
+    raise ImageError(f"image: expected a path, bytes, a PIL image or an array, not {type(source).__name__}")
+
+
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """(3, height, width) uint8, squashed to `size` = (height, width) with PIL's bilinear filter, as the paper does.
+    Divide by 255 for the tower: TIPS takes [0, 1] with mean 0 and deviation 1."""
+    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def _open_file(path: Path) -> LoadedImage:
+    name = printable(path)
+    try:
+        if not path.exists():
+            raise ImageError(f"{name}: no such file")
+        if not path.is_file():  # a pipe or a device could block for ever
+            raise ImageError(f"{name}: not a file")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{name}: the file is empty")
+        with path.open("rb") as file:
+            return _decode(file, name)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be read ({_brief(error)})") from None
+
+
+def _decode(file: Any, name: str) -> LoadedImage:
+    with _explained(name):
+        return _to_rgb(Image.open(file, formats=FORMATS), name)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Whatever a decoder raises on a hostile file becomes one line: they raise nearly every kind of exception."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise ImageError(f"{name}: not a picture in a known format ({known})") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels") from None
+    except Exception as error:
+        raise ImageError(f"{name}: damaged or truncated ({_brief(error)})") from None
+
+
+def _to_rgb(image: Image.Image, name: str) -> LoadedImage:
+    width, height = image.size
+    if not width or not height:
+        raise ImageError(f"{name}: has no pixels ({width} x {height})")
+    if width * height > MAX_PIXELS:
+        megapixels = f"{width * height / 1e6:.0f} megapixels, at most {MAX_PIXELS // 10**6} are taken"
+        raise ImageError(f"{name}: {width} x {height} is {megapixels}")
+    note = "only the first frame is used" if getattr(image, "is_animated", False) else None
+    if note:
+        image.seek(0)
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        image = image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return LoadedImage(_from_array(_wide_pixels(image), name), note)
+    if image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return LoadedImage(image.convert("RGB"), note)
+
+
+def _wide_pixels(image: Image.Image) -> np.ndarray:
+    """Pixels of more than 8 bits as uint16, or as floats in [0, 1]."""
+    pixels = np.asarray(image)
+    if pixels.dtype.kind == "f":
+        return pixels / 255 if np.nanmax(pixels) > 1 else pixels
+    return np.clip(pixels, 0, 65535).astype(np.uint16)
+
+
+def _from_array(array: np.ndarray, name: str = "array") -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name}: expected shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
+    if not array.size:
+        raise ImageError(f"{name}: has no pixels {array.shape}")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise ImageError(f"{name}: {array.shape[:2]} is more than {MAX_PIXELS // 10**6} megapixels")
+    if array.dtype == np.uint16:
+        array = np.round(array / 257).astype(np.uint8)
+    elif array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ImageError(f"{name}: holds NaN or infinity")
+        if array.min() < 0 or array.max() > 1:
+            raise ImageError(f"{name}: floats must be in [0, 1], these are in [{array.min():g}, {array.max():g}]")
+        array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"{name}: expected uint8, uint16, bool or float pixels, got {array.dtype}")
+    image = Image.fromarray(array.squeeze(2) if array.shape[2:] == (1,) else np.ascontiguousarray(array))
+    return _to_rgb(image, name).image
+
+
+def printable(path: str | Path) -> str:
+    """A path on one line, whatever is in its name."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

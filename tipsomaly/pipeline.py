@@ -1,0 +1,337 @@
+"""The one object that most people touch: pictures and a class name in, results out."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tipsomaly import scoring
+from tipsomaly.hub import ModelError, resolve, write_configs
+from tipsomaly.images import ImageError, ImageSource, load_image, to_pixels
+from tipsomaly.prompts import LearnedPrompts, PromptEnsemble, clean_class_name, ensemble, prototypes
+from tipsomaly.result import Result
+from tipsomaly.tips import ImageTokens, Tips
+from tipsomaly.tokenizer import Tokenizer
+
+Mode = Literal["fixed", "learned", "decoupled"]
+MODES: tuple[Mode, ...] = ("fixed", "learned", "decoupled")
+"""Which prompts make the prototypes (table 2a): fixed ones for both scores, learned ones for both, or, as the paper
+proposes, fixed ones for the image score and learned ones for the patch map."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Pipeline:
+    """Zero-shot anomaly detection on single pictures. Safe to call from several threads at once.
+
+    >>> pipe = Pipeline.from_pretrained()
+    >>> result = pipe("board.png", class_name="pcb")
+    >>> result.score, result.anomaly_map
+    """
+
+    def __init__(
+        self,
+        tips: Tips,
+        tokenizer: Tokenizer,
+        learned: LearnedPrompts | None = None,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        domain: str | PromptEnsemble = "industrial",
+        mode: Mode = "decoupled",
+        sigma: float = scoring.SIGMA,
+    ) -> None:
+        """`image_size` is the side, or (height, width), in pixels that pictures are resized to before the vision tower:
+        multiples of the patch size. `domain` is a key of `prompts.ENSEMBLES` or your own prompts."""
+        self.tips, self.tokenizer, self.learned = tips, tokenizer, learned
+        config = tips.config
+        self.image_size = _image_size(image_size or config.vision.image_size, config.vision.patch_size)
+        self.ensemble = ensemble(domain)
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}: choose {', '.join(MODES)}")
+        self.mode: Mode = mode
+        if not 0 <= sigma < 1000:
+            raise ValueError(f"sigma must be a number of pixels, 0 or more, not {sigma}")
+        self.sigma = sigma
+        if learned is None and mode != "fixed":
+            raise ModelError(
+                f"the mode {mode!r} needs learned prompts and this model has none: pass prompts=..., train some, "
+                "or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
+            )
+        if learned is not None and learned.normal.shape[1] != config.text.dim:
+            made_for = learned.metadata.get("backbone", "another model")
+            width = learned.normal.shape[1]
+            raise ModelError(f"these prompts are {width} wide (made for {made_for}), the model is {config.text.dim}")
+        if tokenizer.vocab_size > config.text.vocab_size:
+            raise ModelError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.text.vocab_size}")
+        self._fixed_prototypes = lru_cache(maxsize=1024)(self._compute_fixed_prototypes)
+        self._learned_prototypes = lru_cache(maxsize=1)(self._compute_learned_prototypes)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "nano",
+        *,
+        prompts: str | Path | LearnedPrompts | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        image_size: int | tuple[int, int] | None = None,
+        domain: str | PromptEnsemble = "industrial",
+        mode: Mode = "decoupled",
+        sigma: float = scoring.SIGMA,
+    ) -> "Pipeline":
+        """Load a bundled model by name ("nano": no network, CPU) or a model folder.
+
+        prompts: the name of a prompt set in the model folder, or a .safetensors file. Without it the set named after
+            the domain is taken, else the first one.
+        device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU if there is one.
+        dtype: of the vision tower, "float32", "bfloat16" or "float16"; "auto" is float32 on CPU, bfloat16 on GPU.
+        image_size: side or (height, width) in pixels, multiples of 14; the model folder's default otherwise.
+
+        Raises ModelError, in one line, for a model, prompt set or option that cannot be used.
+        """
+        folder = resolve(model)
+        device = choose_device(device)
+        config = folder.read_config()
+        tips = folder.read_tips(config, device, choose_dtype(dtype, device))
+        if not isinstance(prompts, LearnedPrompts) and not (prompts is None and mode == "fixed"):
+            sets = folder.prompt_sets()
+            preferred = sorted(sets, key=lambda name: (name != domain, name))
+            if prompts is None:
+                prompts = sets[preferred[0]] if sets else None
+            elif str(prompts) in sets:
+                prompts = sets[str(prompts)]
+            elif not Path(prompts).expanduser().is_file():
+                known = f"this model has {', '.join(sets)}" if sets else "this model has none"
+                raise ModelError(f"no prompt set or file {str(prompts)!r}: {known}")
+            if prompts is not None:
+                prompts = LearnedPrompts.load(Path(prompts).expanduser())
+        return cls(
+            tips,
+            folder.read_tokenizer(config.text.max_length),
+            prompts,
+            image_size=image_size or folder.read_image_size(),
+            domain=domain,
+            mode=mode,
+            sigma=sigma,
+        )
+
+    def with_options(self, **options) -> "Pipeline":
+        """A pipeline with other options (those of the constructor) on the same weights; this one stays as it is."""
+        current = {
+            "learned": self.learned,
+            "image_size": self.image_size,
+            "domain": self.ensemble,
+            "mode": self.mode,
+            "sigma": self.sigma,
+        }
+        return Pipeline(self.tips, self.tokenizer, **{**current, **options})
+
+    @overload
+    def __call__(self, images: ImageSource, class_name: str = ..., batch_size: int = ...) -> Result: ...
+    @overload
+    def __call__(self, images: list[ImageSource], class_name: str = ..., batch_size: int = ...) -> list[Result]: ...
+    def __call__(self, images, class_name="object", batch_size=16):
+        """Score one picture, or a list of them. A picture is a path, encoded bytes, a PIL image or an array.
+
+        Raises ImageError, naming the picture, for one that cannot be used.
+        """
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, class_name, batch_size=batch_size))
+        return next(self.stream([images], class_name))
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        class_name: str = "object",
+        *,
+        batch_size: int = 16,
+        errors: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Result | ImageError]:
+        """Results in order, for any number of pictures in bounded memory; decoding runs ahead of the model in threads.
+
+        A picture that cannot be used raises ImageError after the results of those before it, or with errors="yield"
+        takes its place in the stream as an ImageError.
+        """
+        if batch_size < 1:
+            raise ValueError(f"the batch size must be at least 1, not {batch_size}")
+        if errors not in ("raise", "yield"):
+            raise ValueError(f"errors must be 'raise' or 'yield', not {errors!r}")
+        name = clean_class_name(class_name)
+        return self._stream(images, name, batch_size, errors)
+
+    def _stream(
+        self, images: Iterable[ImageSource], class_name: str, batch_size: int, errors: str
+    ) -> Iterator[Result | ImageError]:
+        batch: list[_Picture | ImageError] = []
+        for picture in self._decoded(images, ahead=2 * batch_size):
+            batch.append(picture)
+            failed = isinstance(picture, ImageError) and errors == "raise"
+            if failed or sum(isinstance(p, _Picture) for p in batch) == batch_size:
+                yield from self._finish(batch[:-1] if failed else batch, class_name)
+                batch = []
+            if failed:
+                raise picture
+        yield from self._finish(batch, class_name)
+
+    def compare(
+        self, image: ImageSource, class_name: str = "object", own: PromptEnsemble | None = None
+    ) -> dict[str, Result]:
+        """The decoupled-prompt ablation (table 2a) on one picture, encoded once: the result under each of the modes
+        "fixed", "learned" and "decoupled", and under "own", fixed prompts of your own, when they are given."""
+        if self.learned is None:
+            raise ModelError("a comparison needs learned prompts and this model has none")
+        name = clean_class_name(class_name)
+        picture = self._read(image)
+        tokens = self.encode(picture.pixels[None])
+        results = {mode: self._score(tokens, [picture], name, mode)[0] for mode in MODES}
+        if own is not None:
+            results["own"] = self.with_options(domain=own)._score(tokens, [picture], name, "fixed")[0]
+        return results
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> ImageTokens:
+        """(B, 3, H, W) uint8 pixels, or floats in [0, 1], to the tokens of the vision tower."""
+        pixels = pixels.to(self.tips.vision_encoder.cls_token.device)
+        return self.tips.vision_encoder(pixels if pixels.is_floating_point() else pixels.float() / 255)
+
+    def prototypes(self, class_name: str = "object", mode: Mode | None = None) -> tuple[Tensor, Tensor]:
+        """G_f for the image score and G_l for the patch map, each (2, D) float32, normal then abnormal. Cached."""
+        mode = mode or self.mode
+        name = clean_class_name(class_name)
+        return (
+            self._learned_prototypes() if mode == "learned" else self._fixed_prototypes(name),
+            self._fixed_prototypes(name) if mode == "fixed" else self._learned_prototypes(),
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a model folder that `from_pretrained` and `transformers.Tipsv2Model` read."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        write_configs(folder, self.tips.config, self.image_size)
+        tensors = {name: value.cpu().contiguous() for name, value in self.tips.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "tokenizer.model").write_bytes(self.tokenizer.model)
+        if self.learned is not None:
+            self.learned.save(folder / "prompts" / f"{self.learned.metadata.get('name', 'default')}.safetensors")
+
+    @torch.inference_mode()
+    def _compute_fixed_prototypes(self, class_name: str) -> Tensor:
+        return prototypes(self.tips.text_encoder, self.tokenizer, self.ensemble.sentences(class_name))
+
+    @torch.inference_mode()
+    def _compute_learned_prototypes(self) -> Tensor:
+        learned = self.learned
+        return prototypes(
+            self.tips.text_encoder, self.tokenizer, learned.sentences(), (learned.normal, learned.abnormal)
+        )
+
+    @torch.inference_mode()
+    def _score(self, tokens: ImageTokens, pictures: list["_Picture"], class_name: str, mode: Mode) -> list[Result]:
+        global_prototypes, local_prototypes = self.prototypes(class_name, mode)
+        temperature = self.tips.config.temperature
+        both = torch.stack([tokens.object, tokens.spatial], dim=1)
+        image_scores = scoring.anomaly_probability(both, global_prototypes, temperature).cpu().tolist()
+        patch_maps = scoring.anomaly_probability(tokens.patches, local_prototypes, temperature).cpu().numpy()
+        return [
+            Result(
+                object_score=scores[0],
+                global_score=scores[1],
+                patch_map=np.array(patch_map),
+                width=picture.width,
+                height=picture.height,
+                input_size=self.image_size,
+                class_name=class_name,
+                mode=mode,
+                sigma=self.sigma,
+                note=picture.note,
+                source=picture.source,
+            )
+            for picture, scores, patch_map in zip(pictures, image_scores, patch_maps, strict=True)
+        ]
+
+    def _finish(self, batch: list["_Picture | ImageError"], class_name: str) -> Iterator[Result | ImageError]:
+        pictures = [p for p in batch if isinstance(p, _Picture)]
+        if pictures:
+            tokens = self.encode(torch.stack([p.pixels for p in pictures]))
+            results = iter(self._score(tokens, pictures, class_name, self.mode))
+        for p in batch:
+            yield p if isinstance(p, ImageError) else next(results)
+
+    def _read(self, source: ImageSource) -> "_Picture":
+        loaded = load_image(source)
+        width, height = loaded.image.size
+        return _Picture(to_pixels(loaded.image, self.image_size), width, height, loaded.note, source)
+
+    def _decoded(self, images: Iterable[ImageSource], ahead: int) -> Iterator["_Picture | ImageError"]:
+        def outcome(future: "Future[_Picture]") -> "_Picture | ImageError":
+            error = future.exception()
+            if error is None or isinstance(error, ImageError):
+                return error or future.result()
+            raise error
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
+            pending: deque[Future[_Picture]] = deque()
+            try:
+                for image in images:
+                    pending.append(pool.submit(self._read, image))
+                    if len(pending) >= ahead:
+                        yield outcome(pending.popleft())
+                while pending:
+                    yield outcome(pending.popleft())
+            finally:
+                for future in pending:
+                    future.cancel()
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """A decoded picture at the model's input size, and what its result must remember."""
+
+    pixels: Tensor
+    width: int
+    height: int
+    note: str | None
+    source: ImageSource
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """A GPU if "auto" and there is one; ModelError for a device that this machine has not."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that has it, float16 on an older one, float32 elsewhere, if "auto"."""
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _image_size(size: int | tuple[int, int], patch: int) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    for side in (height, width):
+        if side < patch or side % patch:
+            near = max(patch, round(side / patch) * patch)
+            raise ModelError(f"the image size must be a multiple of {patch}, not {side}: try {near}")
+    return height, width

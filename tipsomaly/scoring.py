@@ -1,0 +1,68 @@
+"""Tokens against prototypes: equation 1, the anomaly map, and the image-level strategies of table 2c."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIGMA = 4.0
+"""Standard deviation in pixels, at the model's input size, of the Gaussian that smooths a map."""
+
+STRATEGIES: Mapping[str, tuple[str, ...]] = {
+    "S1": ("object",),
+    "S2": ("spatial",),
+    "S3": ("local",),
+    "S4": ("object", "local"),
+    "S5": ("spatial", "local"),
+}
+"""Image scores as sums of p_a(g_o), p_a(g_s) and the largest patch probability; S5 is the paper's choice."""
+
+
+def anomaly_probability(tokens: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
+    """p_a of equation 1: the softmax over cosine similarities / temperature, its abnormal part.
+
+    tokens (..., D), of any length; prototypes (2, D) unit vectors, normal then abnormal -> (...) float32 in [0, 1].
+    """
+    similarity = F.normalize(tokens.float(), dim=-1) @ prototypes.float().T
+    return (similarity / temperature).softmax(dim=-1)[..., 1]
+
+
+def image_scores(object_score: float, spatial_score: float, local_score: float) -> dict[str, float]:
+    """The score of every strategy of table 2c, by name."""
+    parts = {"object": object_score, "spatial": spatial_score, "local": local_score}
+    return {name: sum(parts[part] for part in chosen) for name, chosen in STRATEGIES.items()}
+
+
+def anomaly_map(
+    patch_map: np.ndarray, input_size: tuple[int, int], size: tuple[int, int] | None = None, sigma: float = SIGMA
+) -> np.ndarray:
+    """Patch probabilities (h, w) -> anomaly map (H, W) float32 in [0, 1].
+
+    As in the paper the map is upsampled bilinearly to the model's `input_size` and smoothed there by a Gaussian of
+    `sigma` pixels; then it is resized bilinearly to `size`. Each step is linear and separable, so all of them together
+    are one matrix for the rows and one for the columns.
+    """
+    rows, columns = (_resampling(patch_map.shape[i], input_size[i], (size or input_size)[i], sigma) for i in (0, 1))
+    return np.clip(rows @ patch_map.astype(np.float32) @ columns.T, 0.0, 1.0)
+
+
+@lru_cache(maxsize=64)
+def _resampling(patches: int, input_length: int, length: int, sigma: float) -> np.ndarray:
+    """(length, patches) float32: upsample to `input_length`, smooth with scipy's filter, resize to `length`."""
+    from scipy.ndimage import gaussian_filter1d
+
+    matrix = _bilinear(patches, input_length)
+    if sigma > 0:
+        matrix = gaussian_filter1d(matrix, sigma, axis=0)
+    if length != input_length:
+        matrix = _bilinear(input_length, length) @ matrix
+    return matrix.astype(np.float32)
+
+
+def _bilinear(source: int, target: int) -> np.ndarray:
+    """(target, source) float64 weights of torch's bilinear interpolation along one axis."""
+    identity = torch.eye(source, dtype=torch.float64)[None]
+    return F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T.numpy()

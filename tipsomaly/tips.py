@@ -1,0 +1,377 @@
+"""The two TIPS towers (Maninis et al., ICLR 2025) in plain torch, and their configuration.
+
+    image -> VisionTower -> object token g_o, spatial token g_s, patch tokens
+    text  -> TextTower   -> one embedding per sentence
+
+Parameter names are those of the released npz files, so a checkpoint is `vision_encoder.<name>` and
+`text_encoder.<name>`: the layout that `transformers.Tipsv2Model` reads too.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the vision tower. `image_size` is the side in pixels that the positional grid was trained at."""
+
+    dim: int
+    depth: int
+    heads: int
+    image_size: int = 448
+    patch_size: int = 14
+    mlp_ratio: float = 4.0
+    swiglu: bool = False
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of the MLP; SwiGLU keeps two thirds of it, rounded up to a multiple of 8."""
+        width = int(self.dim * self.mlp_ratio)
+        return (int(width * 2 / 3) + 7) // 8 * 8 if self.swiglu else width
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the text tower. `max_length` is the number of token ids of a sentence, prompt vectors included."""
+
+    dim: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    vocab_size: int = 32000
+    max_length: int = 64
+
+
+@dataclass(frozen=True)
+class TipsConfig:
+    """Both towers and the softmax temperature of equation 1."""
+
+    vision: VisionConfig
+    text: TextConfig
+    temperature: float
+
+    def __post_init__(self) -> None:
+        for name, tower in (("vision", self.vision), ("text", self.text)):
+            if min(tower.dim, tower.depth, tower.heads) < 1 or tower.dim % tower.heads:
+                raise ValueError(f"{name} tower: width {tower.dim} must be a positive multiple of {tower.heads} heads")
+        if self.vision.dim != self.text.dim:
+            raise ValueError(f"the towers' widths differ: vision {self.vision.dim}, text {self.text.dim}")
+        if self.vision.grid < 1:
+            raise ValueError(f"image size {self.vision.image_size} is smaller than a patch")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"the temperature must be positive, not {self.temperature}")
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "TipsConfig":
+        """Read transformers' `tipsv2` configuration (the content of config.json); unnamed values take its defaults."""
+        if config.get("model_type") != "tipsv2":
+            raise ValueError(f"config.json is of model type {config.get('model_type')!r}, not 'tipsv2'")
+        vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+        fixed = [
+            (vision, "num_register_tokens", 1),
+            (vision, "hidden_act", "gelu"),
+            (vision, "layer_norm_eps", 1e-6),
+            (vision, "num_channels", 3),
+            (vision, "qkv_bias", True),
+            (text, "hidden_act", "relu"),
+            (text, "layer_norm_eps", 1e-5),
+            (text, "pad_token_id", 0),
+            (text, "scale_sqrt_depth", True),
+        ]
+        for part, key, expected in fixed:
+            if part.get(key, expected) != expected:
+                raise ValueError(f"config.json asks for {key} = {part[key]!r}; TIPS has {expected!r}")
+        return cls(
+            VisionConfig(
+                dim=vision.get("hidden_size", 768),
+                depth=vision.get("num_hidden_layers", 12),
+                heads=vision.get("num_attention_heads", 12),
+                image_size=_side(vision.get("image_size", 448)),
+                patch_size=_side(vision.get("patch_size", 14)),
+                mlp_ratio=vision.get("mlp_ratio", 4),
+                swiglu=vision.get("use_swiglu_ffn", False),
+            ),
+            TextConfig(
+                dim=text.get("hidden_size", 768),
+                depth=text.get("num_hidden_layers", 12),
+                heads=text.get("num_attention_heads", 12),
+                mlp_dim=text.get("intermediate_size", 3072),
+                vocab_size=text.get("vocab_size", 32000),
+                max_length=text.get("max_position_embeddings", 64),
+            ),
+            temperature=config.get("temperature_init_value", 0.005065968260169029),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as transformers writes it: the content of config.json."""
+        return {
+            "architectures": ["Tipsv2Model"],
+            "model_type": "tipsv2",
+            "temperature_init_value": self.temperature,
+            "vision_config": {
+                "model_type": "tipsv2_vision_model",
+                "hidden_size": self.vision.dim,
+                "num_hidden_layers": self.vision.depth,
+                "num_attention_heads": self.vision.heads,
+                "image_size": self.vision.image_size,
+                "patch_size": self.vision.patch_size,
+                "mlp_ratio": self.vision.mlp_ratio,
+                "use_swiglu_ffn": self.vision.swiglu,
+                "num_register_tokens": 1,
+            },
+            "text_config": {
+                "model_type": "tipsv2_text_model",
+                "hidden_size": self.text.dim,
+                "num_hidden_layers": self.text.depth,
+                "num_attention_heads": self.text.heads,
+                "intermediate_size": self.text.mlp_dim,
+                "vocab_size": self.text.vocab_size,
+                "max_position_embeddings": self.text.max_length,
+            },
+        }
+
+
+class ImageTokens(NamedTuple):
+    """What the vision tower says of a batch of images; not yet L2-normalised."""
+
+    object: Tensor
+    """(B, D) the object-centric token g_o (the CLS token)."""
+    spatial: Tensor
+    """(B, D) the spatial token g_s (the register token)."""
+    patches: Tensor
+    """(B, h, w, D) the patch tokens, h = H / 14 and w = W / 14."""
+
+
+class VisionTower(nn.Module):
+    """DINOv2-style ViT with one register token, which TIPS trains to be the spatial token."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # pre-training only; kept so that checkpoints are whole
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid**2, dim))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, config.patch_size, config.patch_size)})
+        self.blocks = nn.ModuleList(_VisionBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, pixels: Tensor) -> ImageTokens:
+        """Encode (B, 3, H, W) pixels in [0, 1]; H and W are multiples of the patch size."""
+        return self.layers(pixels, [self.config.depth - 1])[0]
+
+    def layers(self, pixels: Tensor, indices: Sequence[int]) -> list[ImageTokens]:
+        """The tokens after each of the blocks `indices` (0-based, negative from the end), final norm applied, in the
+        order asked for. One pass through the tower serves them all (the paper's table 7 compares layers)."""
+        depth = self.config.depth
+        bad = [i for i in indices if not -depth <= i < depth]
+        if bad or not indices:
+            raise ValueError(f"layers {list(indices)}: give at least one index from {-depth} to {depth - 1}")
+        wanted = [i % depth for i in indices]
+        x, (h, w) = self._embed(pixels)
+        kept: dict[int, ImageTokens] = {}
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            x = block(x)
+            if i in wanted:
+                tokens = self.norm(x)
+                kept[i] = ImageTokens(tokens[:, 0], tokens[:, 1], tokens[:, 2:].unflatten(1, (h, w)))
+        return [kept[i] for i in wanted]
+
+    def _embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ValueError(f"expected pixels of shape (B, 3, H, W), got {tuple(pixels.shape)}")
+        patch = self.config.patch_size
+        height, width = pixels.shape[2:]
+        if not height or not width or height % patch or width % patch:
+            raise ValueError(f"image sides must be positive multiples of {patch}, got {height} x {width}")
+        x = self.patch_embed["proj"](pixels.to(self.cls_token.dtype))
+        h, w = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2) + self._patch_positions(h, w)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        register = self.register_tokens.expand(len(x), -1, -1)  # no positional embedding
+        return torch.cat([cls, register, x], dim=1), (h, w)
+
+    def _patch_positions(self, h: int, w: int) -> Tensor:
+        """(1, h * w, D) positional embedding, resampled from the trained grid in float32."""
+        grid, positions = self.config.grid, self.pos_embed[:, 1:]
+        if (h, w) == (grid, grid):
+            return positions
+        square = positions.float().reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+        resampled = F.interpolate(square, size=(h, w), mode="bilinear", antialias=True)
+        return resampled.flatten(2).transpose(1, 2).to(positions.dtype)
+
+
+class _VisionBlock(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = _VisionAttention(dim, config.heads)
+        self.ls1 = _LayerScale(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = (_SwiGLU if config.swiglu else _VisionMLP)(dim, config.mlp_dim)
+        self.ls2 = _LayerScale(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class _VisionAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(_attend(self.qkv(x), self.heads))
+
+
+class _VisionMLP(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class _SwiGLU(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class _LayerScale(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class TextTower(nn.Module):
+    """Pre-norm transformer over token ids; a sentence's embedding is the mean over its valid positions."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(_TextBlock(config) for _ in range(config.depth))})
+        self.ln_final = nn.LayerNorm(config.dim, eps=1e-5)
+
+    def forward(self, ids: Tensor, valid: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """Embed (n, length) token ids into (n, D); `valid` (n, length) is true where an id is not padding.
+
+        `prompt` (E, D) holds learned vectors that go in front of the scaled token embeddings, before the positions
+        are added; the sequence is then cut back to `max_length`.
+        """
+        x = self.token_embedding(ids) * math.sqrt(self.config.dim)
+        if prompt is not None:
+            x = torch.cat([prompt.to(x.dtype).expand(len(x), -1, -1), x], dim=1)[:, : self.config.max_length]
+            valid = F.pad(valid, (len(prompt), 0), value=True)[:, : self.config.max_length]
+        x = x + sinusoidal_positions(x.shape[1], self.config.dim).to(x)
+        mask = valid[:, None, None, :]
+        for block in self.transformer["resblocks"]:
+            x = block(x, mask)
+        weight = valid.unsqueeze(-1).to(x.dtype)
+        return (self.ln_final(x) * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class _TextBlock(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.dim, eps=1e-5)
+        self.attn = _TextAttention(config.dim, config.heads)
+        self.ln_2 = nn.LayerNorm(config.dim, eps=1e-5)
+        hidden = config.mlp_dim
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(config.dim, hidden), "c_proj": nn.Linear(hidden, config.dim)})
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask)
+        return x + self.mlp["c_proj"](F.relu(self.mlp["c_fc"](self.ln_2(x))))
+
+
+class _TextAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.out_proj(_attend(F.linear(x, self.in_proj_weight, self.in_proj_bias), self.heads, mask))
+
+
+def _attend(qkv: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Multi-head attention over (B, N, 3 D) projected queries, keys and values -> (B, N, D)."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def sinusoidal_positions(length: int, dim: int) -> Tensor:
+    """(length, dim) positions: dim / 2 sines, then dim / 2 cosines, of wavelengths from 2 pi to 20,000 pi."""
+    rates = torch.exp(torch.arange(dim // 2) * (-math.log(10000.0) / max(dim // 2 - 1, 1)))
+    angles = torch.arange(length).float()[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Tips(nn.Module):
+    """Both towers under the key names of a published `model.safetensors`."""
+
+    def __init__(self, config: TipsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_encoder = VisionTower(config.vision)
+        self.text_encoder = TextTower(config.text)
+
+    @classmethod
+    def from_state_dict(cls, config: TipsConfig, state: Mapping[str, Tensor]) -> "Tips":
+        """Build the towers around the tensors of `state`, without copying or initialising anything.
+
+        Raises ValueError naming the first missing, unexpected or wrongly shaped key.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        # A model trained in transformers carries its temperature as a tensor; the configuration holds ours.
+        state = {name: value for name, value in state.items() if name != "temperature"}
+        if missing := sorted(expected.keys() - state.keys()):
+            raise ValueError(f"checkpoint lacks {len(missing)} of {len(expected)} tensors, first {missing[0]!r}")
+        if unexpected := sorted(state.keys() - expected.keys()):
+            raise ValueError(f"checkpoint has {len(unexpected)} unexpected tensors, first {unexpected[0]!r}")
+        for name, shape in expected.items():
+            if tuple(state[name].shape) != shape:
+                raise ValueError(f"{name!r} has shape {tuple(state[name].shape)}, the configuration wants {shape}")
+        model.load_state_dict(state, strict=True, assign=True)
+        return model.eval().requires_grad_(False)
+
+
+def _side(size: int | Sequence[int]) -> int:
+    """One number from transformers' `int` or `[int, int]`."""
+    if isinstance(size, Sequence):
+        if len(set(size)) != 1:
+            raise ValueError(f"expected a square size, got {list(size)}")
+        return int(size[0])
+    return int(size)

@@ -1,0 +1,50 @@
+"""Stateless drawing: a map over a picture, the contours of a mask, maps side by side."""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import binary_erosion
+
+COLOURS = "inferno"
+"""A perceptually uniform matplotlib colour map; 0 is its dark end and 1 its bright end, for every picture alike."""
+
+
+def heatmap(anomaly_map: np.ndarray) -> Image.Image:
+    """(H, W) values in [0, 1] -> RGB picture on the fixed scale 0..1."""
+    return Image.fromarray(_table()[np.round(np.clip(anomaly_map, 0, 1) * 255).astype(np.uint8)])
+
+
+def overlay(image: Image.Image, anomaly_map: np.ndarray, opacity: float = 0.55) -> Image.Image:
+    """The heatmap over a greyish picture; the picture stays visible where the map is low."""
+    colours = np.asarray(heatmap(anomaly_map), np.float32)
+    base = np.asarray(image.convert("RGB"), np.float32)
+    weight = opacity * (0.25 + 0.75 * np.clip(anomaly_map, 0, 1)[..., None])
+    return Image.fromarray((base + (colours - base) * weight).round().astype(np.uint8))
+
+
+def contours(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = (0, 229, 255)) -> Image.Image:
+    """The outline of a boolean (H, W) mask drawn on the picture, about 1/200 of its side wide."""
+    width = max(1, round(max(mask.shape) / 200))
+    pixels = np.array(image.convert("RGB"))
+    pixels[mask & ~binary_erosion(mask, iterations=width, border_value=1)] = colour
+    return Image.fromarray(pixels)
+
+
+def side_by_side(pictures: list[Image.Image], height: int | None = None, gap: int = 8) -> Image.Image:
+    """Pictures in a row on white, scaled to one height."""
+    height = height or pictures[0].height
+    scaled = [p.convert("RGB").resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
+    row = Image.new("RGB", (sum(p.width for p in scaled) + gap * (len(scaled) - 1), height), "white")
+    x = 0
+    for picture in scaled:
+        row.paste(picture, (x, 0))
+        x += picture.width + gap
+    return row
+
+
+@lru_cache(maxsize=1)
+def _table() -> np.ndarray:
+    from matplotlib import colormaps
+
+    return (colormaps[COLOURS](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
