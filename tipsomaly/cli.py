@@ -3,6 +3,7 @@
 import glob
 import json
 import sys
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from pathlib import Path
@@ -282,6 +283,7 @@ def _fail(error: object, status: int) -> NoReturn:
 
 def main() -> None:
     """Run the command; a mistake of the user's is one line on stderr, never a traceback."""
+    warnings.filterwarnings("ignore", module="PIL")  # a picture is used or refused; half-words would blur that
     try:
         app()
     except KeyboardInterrupt:

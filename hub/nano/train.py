@@ -33,7 +33,7 @@ IMAGE_SIZE, GROUPS = 224, 8
 BATCH = {112: 64, 168: 32, 224: 16}
 EARLY, LATE = (0.7, 0.15, 0.15), (0.3, 0.2, 0.5)
 DECAY = 0.25  # the learning rate falls to zero over the last quarter; larger pictures are drawn more often there
-PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 1.5e-3, 1e-3, 0.03, 0.999
+PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 3e-3, 2e-3, 0.01, 0.999
 
 
 def build(tokenizer: Tokenizer, dim: int) -> Tips:
@@ -41,6 +41,7 @@ def build(tokenizer: Tokenizer, dim: int) -> Tips:
     text = TextConfig(dim=dim, depth=2, heads=dim // 64, mlp_dim=4 * dim, vocab_size=tokenizer.vocab_size)
     model = Tips(TipsConfig(vision, text, temperature=0.05))
     model.log_temperature = nn.Parameter(torch.tensor(math.log(0.05)))
+    model.probe = nn.Linear(dim, 1)  # a straight path to the patch tokens while the words still mean nothing; not kept
     initialise(model)
     return model
 
@@ -77,6 +78,19 @@ def initialise(model: Tips) -> None:
         u, s, v = torch.linalg.svd(0.4 * torch.randn(dim, dim) / dim**0.5 - 0.4 * eye)
         qkv.data[2 * dim :] = s.sqrt()[:, None] * v
         projection.data[:] = u * s.sqrt()
+
+
+def whiten(model: Tips, images: Tensor) -> None:
+    """Start the patch embedding at the whitened principal components of drawn patches, so that fine texture counts as
+    much as brightness from the first step."""
+    projection = model.vision_encoder.patch_embed["proj"]
+    patches = F.unfold(images, 14, stride=14).transpose(1, 2).flatten(0, 1)
+    mean = patches.mean(0)
+    values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
+    dim = len(projection.bias)
+    filters = (vectors[:, -dim:] / (values[-dim:] + 1e-4).sqrt()).T
+    projection.weight.data = filters.reshape(projection.weight.shape).contiguous()
+    projection.bias.data = -filters @ mean
 
 
 class Muon:
@@ -158,6 +172,8 @@ def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) ->
     target, counts = patch_targets(masks)
     weight = counts * (1 + 2 * target)
     bce = (F.binary_cross_entropy_with_logits(local, target, reduction="none") * weight).sum() / weight.sum()
+    probe = model.probe(tokens.patches)[..., 0]
+    probe = (F.binary_cross_entropy_with_logits(probe, target, reduction="none") * weight).sum() / weight.sum()
     probability = local.sigmoid() * counts
     hit = (probability * target).sum((1, 2))
     dice = 1 - (2 * hit + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)
@@ -172,10 +188,10 @@ def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) ->
     what = F.cross_entropy(pooled[named] @ kinds.T / 0.07, kind[named]) if named.any() else pooled.sum() * 0
     family = torch.arange(groups, device=device).repeat_interleave(len(images) // groups)
     where = F.cross_entropy(object_ @ captions.T / 0.07, family)
-    return {"local": bce, "dice": dice.mean(), "image": image, "kind": what, "surface": where}
+    return {"local": bce, "dice": dice.mean(), "image": image, "kind": what, "surface": where, "probe": probe}
 
 
-WEIGHTS = {"local": 2.0, "dice": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05}
+WEIGHTS = {"local": 2.0, "dice": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05, "probe": 1.0}
 
 
 def train(out: Path, dim: int, steps: int, seed: int, device: str, workers: int, minutes: float) -> None:
@@ -185,7 +201,9 @@ def train(out: Path, dim: int, steps: int, seed: int, device: str, workers: int,
     if not (out / "tokenizer.model").exists():
         (out / "tokenizer.model").write_bytes(train_tokenizer())
     tokenizer = Tokenizer(out / "tokenizer.model")
-    model = build(tokenizer, dim).to(device)
+    model = build(tokenizer, dim)
+    whiten(model, torch.cat([draw_batch(seed + i, 64, 112, TRAINING_FAMILIES).images for i in range(8)]))
+    model = model.to(device)
     average = deepcopy(model).requires_grad_(False)
     matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("blocks" in n)}
     rest = {n: p for n, p in model.named_parameters() if n not in matrices and "mask_token" not in n}
@@ -202,7 +220,7 @@ def train(out: Path, dim: int, steps: int, seed: int, device: str, workers: int,
     )
     started, saved, seen, shown = time.time(), time.time(), 0, {}
     for batch in loader:
-        warm = min(1.0, (step + 1) / 300)
+        warm = min(1.0, (step + 1) / 100)
         lr = warm * min(1.0, (steps - step) / (steps * DECAY))
         words.rng.seed(seed * 7_368_787 + step)
         parts = losses(model, tokenizer, batch, words)
@@ -221,9 +239,9 @@ def train(out: Path, dim: int, steps: int, seed: int, device: str, workers: int,
         seen += len(batch.images)
         for name, value in parts.items():
             shown[name] = shown.get(name, 0.0) + value.item()
-        if step % 100 == 0 or step == steps:
+        if step % 50 == 0 or step == steps:
             rate = seen / (time.time() - started)
-            line = " ".join(f"{name} {value / (step % 100 or 100):.4f}" for name, value in shown.items())
+            line = " ".join(f"{name} {value / (step % 50 or 50):.4f}" for name, value in shown.items())
             temperature = model.log_temperature.exp().item()
             print(f"step {step}/{steps} {line} T {temperature:.4f} {rate:.0f} pictures/s", flush=True)
             shown = {}

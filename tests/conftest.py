@@ -1,0 +1,85 @@
+"""The golden case: a tiny TIPS whose weights follow a rule, and what the reference code computes with it."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tipsomaly import Pipeline
+from tipsomaly.convert import convert, convert_prompts
+from tipsomaly.tips import TextConfig, Tips, TipsConfig, VisionConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def seeded_weights(names_and_shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """The rule of the golden case: numbers in sorted key order, scaled by the kind of parameter."""
+    random = np.random.RandomState(seed)
+    weights = {}
+    for name in sorted(names_and_shapes):
+        shape = names_and_shapes[name]
+        z = random.standard_normal(shape)
+        if name in ("cls_token", "register_tokens", "mask_token", "pos_embed", "token_embedding.weight"):
+            z = z * 0.5
+        elif len(shape) >= 2:
+            z = z * 0.7 / np.sqrt(shape[-1])
+        elif name.endswith("gamma") or any(
+            name.endswith(f"{norm}.weight") for norm in ("norm1", "norm2", "norm", "ln_1", "ln_2", "ln_final")
+        ):
+            z = 1 + 0.2 * z
+        else:
+            z = 0.1 * z
+        weights[name] = z.astype(np.float32)
+    return weights
+
+
+def write_checkpoint(folder: Path, config: TipsConfig, seed: int) -> tuple[Path, Path]:
+    """The two npz files of a TIPS release, with weights from the rule."""
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in Tips(config).state_dict().items()}
+    paths = []
+    for offset, tower in enumerate(("vision", "text")):
+        prefix = f"{tower}_encoder."
+        part = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+        arrays = seeded_weights(part, seed + offset)
+        if tower == "text":
+            arrays["temperature"] = np.float32(config.temperature)
+        paths.append(folder / f"{tower}.npz")
+        np.savez(paths[-1], **arrays)
+    return paths[0], paths[1]
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    """The golden case as a converted model folder, its pipeline, its pictures and the expected numbers."""
+    case = json.loads((GOLDEN / "case.json").read_text())
+    folder = tmp_path_factory.mktemp("tiny")
+    config = TipsConfig(
+        VisionConfig(case["dim"], case["vision_depth"], case["heads"], image_size=case["native_size"]),
+        TextConfig(case["dim"], case["text_depth"], case["heads"], 4 * case["dim"], vocab_size=512),
+        case["temperature"],
+    )
+    vision, text = write_checkpoint(folder, config, case["seed"])
+    random = np.random.RandomState(case["seed"] + 2)
+    pair = [torch.tensor(random.standard_normal((8, case["dim"])) * 0.4, dtype=torch.float32) for _ in range(2)]
+    prompts = torch.nn.ParameterList([torch.nn.Parameter(vectors) for vectors in pair])
+    torch.save({"learnable_prompts": prompts}, folder / "prompts.pth")
+    convert(vision, text, GOLDEN / "tokenizer.model", folder / "model")
+    convert_prompts(folder / "prompts.pth", folder / "model" / "prompts" / "tiny.safetensors")
+    return SimpleNamespace(
+        case=case,
+        config=config,
+        vision_npz=vision,
+        text_npz=text,
+        prompts_pth=folder / "prompts.pth",
+        tokenizer=GOLDEN / "tokenizer.model",
+        folder=folder / "model",
+        pipe=Pipeline.from_pretrained(folder / "model", image_size=case["inference_size"]),
+        images=[GOLDEN / "image_0.png", GOLDEN / "image_1.png"],
+        mask=np.asarray(Image.open(GOLDEN / "mask_0.png").convert("L")) > 127,
+        expected=np.load(GOLDEN / "expected.npz"),
+    )

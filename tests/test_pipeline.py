@@ -1,0 +1,228 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tipsomaly import ImageError, ModelError, Pipeline, PromptEnsemble
+from tipsomaly.pipeline import choose_device, choose_dtype
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    paths = []
+    for i, size in enumerate([(30, 20), (64, 64), (17, 90), (200, 100), (50, 50)]):
+        paths.append(tmp_path / f"{i}.png")
+        Image.effect_noise(size, 30 + 10 * i).save(paths[-1])
+    return paths
+
+
+def test_a_result_has_the_size_of_its_picture(golden, pictures):
+    for path in pictures:
+        result = golden.pipe(path, "nut")
+        width, height = Image.open(path).size
+        assert (result.width, result.height) == (width, height)
+        assert result.anomaly_map.shape == (height, width)
+        assert result.anomaly_map.dtype == result.patch_map.dtype == np.float32
+        assert result.patch_map.shape == (11, 11)
+        assert 0 <= result.anomaly_map.min() <= result.anomaly_map.max() <= 1
+        assert result.score == result.global_score + result.local_score
+        assert result.overlay().size == (width, height)
+
+
+def test_a_list_gives_a_list_in_order_equal_to_one_by_one(golden, pictures):
+    single = [golden.pipe(path, "nut") for path in pictures]
+    for together in (golden.pipe(pictures, "nut", batch_size=2), list(golden.pipe.stream(iter(pictures), "nut"))):
+        for one, other in zip(single, together, strict=True):
+            assert other.source == one.source
+            assert other.score == pytest.approx(one.score, abs=1e-5)
+            np.testing.assert_allclose(other.patch_map, one.patch_map, atol=1e-5)
+
+
+def test_every_kind_of_source_gives_the_same_result(golden, pictures):
+    path = pictures[3]
+    image = Image.open(path).convert("RGB")
+    for source in (str(path), path.read_bytes(), image, np.asarray(image)):
+        assert golden.pipe(source, "nut").score == golden.pipe(path, "nut").score
+
+
+def test_rectangular_input(golden, pictures):
+    result = golden.pipe.with_options(image_size=(56, 112))(pictures[3])
+    assert result.patch_map.shape == (4, 8)
+    assert result.anomaly_map.shape == (100, 200)
+
+
+def test_a_broken_picture_loses_nothing_already_computed(golden, pictures):
+    sources = [*pictures[:3], b"junk", *pictures[3:]]
+    seen = []
+    with pytest.raises(ImageError, match="not a picture"):
+        seen.extend(golden.pipe.stream(sources, batch_size=8))
+    outcomes = list(golden.pipe.stream(sources, batch_size=2, errors="yield"))
+    assert [isinstance(o, ImageError) for o in outcomes] == [False, False, False, True, False, False]
+    for result, outcome in zip(golden.pipe(pictures), outcomes[:3] + outcomes[4:], strict=True):
+        assert outcome.score == pytest.approx(result.score, abs=1e-5)
+    it = golden.pipe.stream(sources, batch_size=8)
+    assert [next(it).source for _ in range(3)] == pictures[:3]
+
+
+def test_a_stream_reads_only_a_little_ahead(golden, pictures):
+    read = []
+
+    def endless():
+        while True:
+            read.append(pictures[0])
+            yield pictures[0]
+
+    stream = golden.pipe.stream(endless(), batch_size=2)
+    for _ in range(6):
+        next(stream)
+    assert len(read) <= 6 + 3 * 2
+    stream.close()
+
+
+def test_compare_is_the_ablation(golden, pictures):
+    own = PromptEnsemble(normal=["clean {}"], abnormal=["dirty {}"])
+    results = golden.pipe.compare(pictures[0], "nut", own=own)
+    assert list(results) == ["fixed", "learned", "decoupled", "own"]
+    for mode in ("fixed", "learned", "decoupled"):
+        alone = golden.pipe.with_options(mode=mode)(pictures[0], "nut")
+        assert results[mode].score == pytest.approx(alone.score, abs=1e-5)
+    assert results["decoupled"].global_score == results["fixed"].global_score
+    assert results["decoupled"].local_score == results["learned"].local_score
+    assert results["own"].score != results["fixed"].score
+
+
+def test_regions_masks_and_saved_files(golden, pictures, tmp_path):
+    result = golden.pipe(pictures[3])
+    peak = float(result.anomaly_map.max())
+    regions = result.regions(peak * 0.9)
+    mask = result.mask(peak * 0.9)
+    assert sum(region.area for region in regions) == mask.sum() > 0
+    assert regions[0].peak == peak
+    left, top, right, bottom = regions[0].box
+    y, x = np.unravel_index(result.anomaly_map.argmax(), result.anomaly_map.shape)
+    assert left <= x < right
+    assert top <= y < bottom
+    assert result.regions(1.1) == []
+    paths = result.save(tmp_path / "out")
+    np.testing.assert_array_equal(np.load(paths["map"]), result.anomaly_map)
+    assert paths["overlay"].name == "3_overlay.png"
+    assert Image.open(paths["overlay"]).size == (200, 100)
+
+
+def test_threads_get_what_they_would_get_alone(golden, pictures):
+    names = ["nut", "bolt", "pill", "cable", "tile"]
+    alone = {(p, n): golden.pipe(p, n).score for p in pictures for n in names}
+    fresh = golden.pipe.with_options()  # with an empty prototype cache
+    barrier = threading.Barrier(5)
+
+    def work(name):
+        barrier.wait()
+        return {(p, name): fresh(p, name).score for p in pictures}
+
+    with ThreadPoolExecutor(5) as pool:
+        for scores in pool.map(work, names):
+            for key, score in scores.items():
+                assert score == pytest.approx(alone[key], abs=1e-5)
+
+
+def test_options_of_a_copy_leave_the_original_alone(golden, pictures):
+    before = golden.pipe(pictures[0]).score
+    other = golden.pipe.with_options(domain="medical", image_size=56, mode="fixed")
+    assert other(pictures[0]).score != before
+    assert other.tips is golden.pipe.tips
+    assert golden.pipe(pictures[0]).score == before
+
+
+def test_prototypes_are_computed_once_for_each_class(golden, monkeypatch):
+    calls = []
+    import tipsomaly.pipeline as module
+
+    original = module.prototypes
+    monkeypatch.setattr(module, "prototypes", lambda *args: calls.append(1) or original(*args))
+    pipe = golden.pipe.with_options()
+    for name in ("metal_nut", "metal nut", "bolt", "metal-nut"):
+        pipe.prototypes(name)
+    assert len(calls) == 3  # two classes and the learned pair
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_scores(golden, pictures, dtype):
+    exact = Pipeline.from_pretrained(golden.folder, dtype="float32").with_options()(pictures)
+    rough = Pipeline.from_pretrained(golden.folder, dtype=dtype)(pictures)
+    for a, b in zip(exact, rough, strict=True):
+        # The golden temperature of 0.0042 and random weights magnify rounding: this bounds blunders, not accuracy.
+        assert abs(a.global_score - b.global_score) < 0.2
+
+
+def test_save_pretrained_round_trip_changes_no_bit(golden, pictures, tmp_path):
+    golden.pipe.save_pretrained(tmp_path / "model")
+    again = Pipeline.from_pretrained(tmp_path / "model")
+    assert again.image_size == golden.pipe.image_size
+    assert again.learned.metadata == golden.pipe.learned.metadata
+    for path in pictures:
+        one, other = golden.pipe(path, "nut"), again(path, "nut")
+        assert one.score == other.score
+        assert np.array_equal(one.anomaly_map, other.anomaly_map)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model": "no-such-model"}, "no model 'no-such-model'"),
+        ({"prompts": "visa"}, "no prompt set or file 'visa': this model has tiny"),
+        ({"image_size": 100}, "multiple of 14, not 100: try 98"),
+        ({"device": "warp"}, "device 'warp'"),
+        ({"dtype": "int3"}, "unknown dtype 'int3'"),
+        ({"domain": "culinary"}, "unknown domain 'culinary'"),
+        ({"mode": "magic"}, "unknown mode 'magic'"),
+        ({"sigma": -1}, "sigma"),
+    ],
+)
+def test_options_that_cannot_be_used(golden, options, message):
+    with pytest.raises(ValueError, match=message):
+        Pipeline.from_pretrained(**{"model": golden.folder, **options})
+
+
+def test_a_folder_that_is_no_model(tmp_path, golden):
+    import shutil
+
+    with pytest.raises(ModelError, match="not a model folder: it has no config.json"):
+        Pipeline.from_pretrained(tmp_path)
+    broken = shutil.copytree(golden.folder, tmp_path / "broken")
+    content = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        Pipeline.from_pretrained(broken)
+    (broken / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="not JSON"):
+        Pipeline.from_pretrained(broken)
+
+
+def test_without_learned_prompts_maps_need_an_explicit_wish(golden, pictures, tmp_path):
+    import shutil
+
+    bare = shutil.copytree(golden.folder, tmp_path / "bare", ignore=shutil.ignore_patterns("prompts"))
+    with pytest.raises(ModelError, match="needs learned prompts"):
+        Pipeline.from_pretrained(bare)
+    pipe = Pipeline.from_pretrained(bare, mode="fixed")
+    assert pipe(pictures[0]).mode == "fixed"
+    with pytest.raises(ModelError, match="comparison needs learned prompts"):
+        pipe.compare(pictures[0])
+
+
+def test_prompts_of_another_width_are_refused_with_both_named(golden):
+    from tipsomaly import LearnedPrompts
+
+    other = LearnedPrompts(torch.zeros(8, 1024), torch.ones(8, 1024), metadata={"backbone": "tips-l14-hr"})
+    with pytest.raises(ModelError, match=r"1024 wide \(made for tips-l14-hr\), the model is 128"):
+        Pipeline.from_pretrained(golden.folder, prompts=other)
+
+
+def test_auto_choices_fit_the_device():
+    device = choose_device("auto")
+    assert device.type in ("cpu", "cuda", "mps")
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+    assert choose_dtype("bfloat16", device) == torch.bfloat16

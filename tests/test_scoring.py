@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+
+from tipsomaly.scoring import anomaly_map, anomaly_probability, image_scores
+
+
+@pytest.fixture(scope="module")
+def results(golden):
+    return [golden.pipe(path, name) for path, name in zip(golden.images, golden.case["classes"], strict=True)]
+
+
+@pytest.mark.parametrize(
+    "expected, attribute",
+    [
+        ("score_object", "object_score"),
+        ("score_spatial", "global_score"),
+        ("score_local_max", "local_score"),
+        ("score_final", "score"),
+    ],
+)
+def test_scores_equal_the_reference(golden, results, expected, attribute):
+    np.testing.assert_allclose([getattr(r, attribute) for r in results], golden.expected[expected], atol=1e-4)
+
+
+def test_learned_prompts_for_the_image_score_equal_the_reference(golden):
+    learned = [golden.pipe.compare(path)["learned"].global_score for path in golden.images]
+    np.testing.assert_allclose(learned, golden.expected["score_learned"], atol=1e-4)
+
+
+def test_patch_probabilities_and_maps_equal_the_reference(golden, results):
+    patches = np.stack([r.patch_map.ravel() for r in results])
+    np.testing.assert_allclose(patches, golden.expected["patch_probability"], atol=1e-4)
+    maps = np.stack([anomaly_map(r.patch_map, r.input_size) for r in results])
+    np.testing.assert_allclose(maps, golden.expected["anomaly_map"], atol=1e-4)
+
+
+def test_maps_of_fixed_prompts_equal_the_reference(golden):
+    for i, name in enumerate(golden.case["classes"]):
+        result = golden.pipe.with_options(mode="fixed")(golden.images[i], name)
+        expected = golden.expected["anomaly_map_fixed"][i]
+        np.testing.assert_allclose(anomaly_map(result.patch_map, result.input_size), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [None, (33, 51), (400, 300)])
+def test_the_map_is_upsampling_then_scipys_blur_then_resizing(size):
+    patches = np.random.default_rng(0).random((5, 9)).astype(np.float32)
+    upsampled = F.interpolate(torch.from_numpy(patches)[None, None], size=(70, 126), mode="bilinear")
+    smooth = torch.from_numpy(gaussian_filter(upsampled[0, 0].numpy(), 4))
+    if size:
+        smooth = F.interpolate(smooth[None, None], size=size, mode="bilinear")[0, 0]
+    np.testing.assert_allclose(anomaly_map(patches, (70, 126), size), smooth, atol=1e-5)
+
+
+def test_without_sigma_the_map_is_only_upsampled():
+    patches = np.eye(2, dtype=np.float32)
+    assert anomaly_map(patches, (28, 28), sigma=0)[0, 0] == 1
+    assert anomaly_map(patches, (28, 28))[0, 0] < 1
+
+
+def test_equation_1_is_a_softmax_over_cosines():
+    prototypes = F.normalize(torch.randn(2, 8), dim=-1)
+    tokens = torch.randn(3, 4, 8) * 100  # of any length
+    cosines = torch.stack([F.cosine_similarity(tokens, p, dim=-1) for p in prototypes], -1)
+    torch.testing.assert_close(
+        anomaly_probability(tokens, prototypes, 0.05), (cosines / 0.05).softmax(-1)[..., 1], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_strategies_are_sums_of_their_parts():
+    assert image_scores(0.1, 0.2, 0.4) == pytest.approx({"S1": 0.1, "S2": 0.2, "S3": 0.4, "S4": 0.5, "S5": 0.6})
