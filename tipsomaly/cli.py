@@ -16,7 +16,7 @@ from tipsomaly import __version__, visualization
 from tipsomaly.hub import BUNDLED, ModelError, resolve
 from tipsomaly.images import SUFFIXES, ImageError, printable
 from tipsomaly.pipeline import DTYPES, MODES, Pipeline
-from tipsomaly.prompts import ENSEMBLES
+from tipsomaly.prompts import ENSEMBLES, clean_class_name
 from tipsomaly.result import Result
 
 app = typer.Typer(
@@ -27,13 +27,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _class_name(name: str) -> str:
+    try:
+        return clean_class_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
 Mode = Enum("Mode", {name: name for name in MODES}, type=str)
 DType = Enum("DType", {name: name for name in ("auto", *DTYPES)}, type=str)
 
 ModelOption = Annotated[str, typer.Option(help="A bundled name or a model folder.")]
 PromptsOption = Annotated[str | None, typer.Option(help="A prompt set of the model, or a prompts .safetensors file.")]
-ClassOption = Annotated[str, typer.Option(help="What is on the pictures, in a word or two.")]
+ClassOption = Annotated[str, typer.Option(help="What is on the pictures, in a word or two.", callback=_class_name)]
 DomainOption = Annotated[Domain, typer.Option(help="Which fixed prompts describe normal and abnormal.")]
 SizeOption = Annotated[
     int | None, typer.Option(metavar="PX", help="Side that pictures are resized to; default: the model's.")

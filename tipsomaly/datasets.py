@@ -84,9 +84,8 @@ def read_dataset(
         name, folder = find_layout(root, layout)
         known = LAYOUTS[name]
         if split not in known.splits:
-            raise DatasetError(
-                f"{printable(root)}: the layout {name} has no split {split!r}: {', '.join(known.splits)} only"
-            )
+            splits = " and ".join(known.splits)
+            raise DatasetError(f"{printable(root)}: the layout {name} has no split {split!r}, only {splits}")
         samples = sorted(known.read(folder, split), key=lambda sample: (sample.class_name, sample.image.as_posix()))
     except OSError as error:
         raise DatasetError(f"{printable(error.filename or root)}: {error.strerror or error}") from None
@@ -97,7 +96,7 @@ def read_dataset(
         wanted = {classes} if isinstance(classes, str) else set(classes)
         names = sorted({sample.class_name for sample in samples})
         if not wanted <= set(names):
-            unknown = _list(sorted(wanted - set(names)))
+            unknown = ", ".join(sorted(wanted - set(names)))
             raise DatasetError(f"{printable(folder)}: no class {unknown}: this data set has {', '.join(names)}")
         samples = [sample for sample in samples if sample.class_name in wanted]
     for sample in samples:
@@ -119,20 +118,16 @@ def find_layout(root: str | Path, layout: str | None = None) -> tuple[str, Path]
     if not root.is_dir():
         raise DatasetError(f"{printable(root)}: {'not a folder' if root.exists() else 'no such folder'}")
     for folder in _wrapped(root):
-        name_of_folder = _name(folder).lower()
-        found = [name for name in ([layout] if layout else LAYOUTS) if LAYOUTS[name].fits(folder)]
+        found = [name for name, known in LAYOUTS.items() if layout in (None, name) and known.fits(folder)]
         for name in found:
             hints = LAYOUTS[name].hints
-            if layout or not hints or any(hint in name_of_folder for hint in hints):
+            if layout or not hints or any(hint in _name(folder).lower() for hint in hints):
                 return name, folder
         if found:
             raise DatasetError(f"{printable(root)}: could be {', '.join(found)}, or something else: name the layout")
-    trees: dict[str, str] = {}
-    for name in [layout] if layout else LAYOUTS:
-        tree = LAYOUTS[name].tree
-        trees[tree] = f"{trees[tree]}, {name}" if tree in trees else name
-    known = "; ".join(f"{names}: {tree}" for tree, names in trees.items())
-    raise DatasetError(f"{printable(root)}: no known layout; looked for {known}")
+    trees = {known.tree: name for name, known in reversed(LAYOUTS.items()) if layout in (None, name)}
+    looked_for = "; ".join(f"{name}: {tree}" for tree, name in reversed(trees.items()))
+    raise DatasetError(f"{printable(root)}: no known layout; looked for {looked_for}")
 
 
 def domain(class_name: str) -> str:
@@ -143,7 +138,7 @@ def domain(class_name: str) -> str:
 def load_mask(sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
     """bool (height, width): where a picture is defective, at its own size or resized to `size` by nearest neighbour.
 
-    Nowhere for a normal picture. Raises DatasetError for a mask that is missing, damaged or of another size than its
+    False everywhere for a normal picture. DatasetError for a mask that is missing, damaged or of another size than its
     picture.
     """
     if not sample.label:
@@ -187,6 +182,8 @@ def _read_headct(root: Path, split: str) -> Iterator[Sample]:
 def _read_dagm(root: Path, split: str) -> Iterator[Sample]:
     for outer in _folders(root, "Class*"):
         folder = _unwrapped(outer) / split.capitalize()
+        if not (folder / "Label").is_dir():
+            raise DatasetError(f"{printable(folder / 'Label')}: no such folder, which says what is defective")
         masks, table = _by_stem(folder / "Label"), folder / "Label" / "Labels.txt"
         lines = table.read_text(encoding="utf-8", errors="replace").splitlines() if table.is_file() else []
         rows = [line.split() for line in lines]  # number, 1 if defective, picture, 0, mask or 0
@@ -316,9 +313,11 @@ def _groups(folder: Path, kind: str) -> list[Path]:
     for picture in _listing(folder):
         raise DatasetError(f"{printable(picture)}: this picture lies in no {kind} folder: move it into one")
     found = _folders(folder)
-    for empty in found or [folder]:
-        if not any(empty.iterdir()):
-            raise DatasetError(f"{printable(empty)}: this folder is empty")
+    if not found:
+        raise DatasetError(f"{printable(folder)}: no {kind} folder in it")
+    for inner in found:
+        if not any(inner.iterdir()):
+            raise DatasetError(f"{printable(inner)}: this folder is empty")
     return found
 
 
@@ -393,16 +392,12 @@ def _name(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))  # "." has a name, too
 
 
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
-
-
 def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _pairs(class_name: str, defect: str, hints: tuple[str, ...] = (), **pairs: tuple[tuple[str, str], ...]) -> Layout:
-    """Pictures in one folder, all defective, and their masks in another; `pairs` of these folders by split."""
+    """Pictures in one folder, all defective, and their masks in another: `pairs` of these folders by split."""
     signs = tuple(pair for split in pairs.values() for pair in split)
     tree = " or ".join(f"{images}/ with {masks}/" for images, masks in signs)
     return Layout(tree, signs, partial(_read_pairs, pairs, class_name, defect), True, tuple(pairs), hints)
@@ -410,45 +405,46 @@ def _pairs(class_name: str, defect: str, hints: tuple[str, ...] = (), **pairs: t
 
 _BOTH = ("test", "train")
 _MVTEC = Layout(
-    tree="CLASS/test/{good,DEFECT}/, CLASS/train/good/, CLASS/ground_truth/DEFECT/NAME_mask.png",
-    signs=(("test/*/",), ("*/test/*/",), ("train/*/",), ("*/train/*/",)),
-    read=_read_mvtec,
+    "CLASS/test/{good,DEFECT}/, CLASS/train/good/, CLASS/ground_truth/DEFECT/NAME_mask.png",
+    (("test/*/",), ("*/test/*/",), ("train/*/",), ("*/train/*/",)),
+    _read_mvtec,
     splits=_BOTH,
 )
 _POLYPS = _pairs(
     "colon",
     "polyp",
-    hints=("colon", "clinic", "cvc"),
+    ("colon", "clinic", "cvc"),
     test=(("images", "masks"), ("Original", "Ground Truth"), ("PNG/Original", "PNG/Ground Truth")),
 )
-_YES_NO = Layout(tree="yes/, no/", signs=(("yes/", "no/"),), read=_read_yes_no, hints=("brain", "br35", "mri", "tumor"))
+_YES_NO = Layout("yes/, no/", (("yes/", "no/"),), _read_yes_no, hints=("brain", "br35", "mri", "tumor"))
+_ISIC = "ISBI2016_ISIC_Part1_"
 
 LAYOUTS: dict[str, Layout] = {
     "meta": Layout(
-        tree="meta.json with img_path, mask_path, cls_name, specie_name and anomaly",
-        signs=(("meta.json",),),
-        read=_read_meta,
+        "meta.json with img_path, mask_path, cls_name, specie_name and anomaly",
+        (("meta.json",),),
+        _read_meta,
         splits=_BOTH,
     ),
     "visa": Layout(
-        tree="split_csv/1cls.csv, CLASS/Data/Images/{Normal,Anomaly}/, CLASS/Data/Masks/Anomaly/",
-        signs=(("split_csv/1cls.csv",),),
-        read=_read_visa,
+        "split_csv/1cls.csv, CLASS/Data/Images/{Normal,Anomaly}/, CLASS/Data/Masks/Anomaly/",
+        (("split_csv/1cls.csv",),),
+        _read_visa,
         masks=True,
         splits=_BOTH,
     ),
     "dagm": Layout(
-        tree="ClassN/{Test,Train}/NAME.PNG, ClassN/{Test,Train}/Label/NAME_label.PNG",
-        signs=(("Class*/Test/Label/",), ("Class*/Class*/Test/Label/",)),
-        read=_read_dagm,
+        "ClassN/{Test,Train}/NAME.PNG, ClassN/{Test,Train}/Label/NAME_label.PNG",
+        (("Class*/Test/Label/",), ("Class*/Class*/Test/Label/",)),
+        _read_dagm,
         masks=True,
         splits=_BOTH,
     ),
-    "sdd": Layout(tree="kosNN/PartN.jpg, kosNN/PartN_label.bmp", signs=(("kos*/Part*",),), read=_read_sdd, masks=True),
+    "sdd": Layout("kosNN/PartN.jpg, kosNN/PartN_label.bmp", (("kos*/Part*",),), _read_sdd, masks=True),
     "btad": Layout(
-        tree="CLASS/test/{ok,ko}/, CLASS/train/ok/, CLASS/ground_truth/ko/",
-        signs=(("*/test/ok/",), ("*/train/ok/",)),
-        read=_read_mvtec,
+        "CLASS/test/{ok,ko}/, CLASS/train/ok/, CLASS/ground_truth/ko/",
+        (("*/test/ok/",), ("*/train/ok/",)),
+        _read_mvtec,
         masks=True,
         splits=_BOTH,
     ),
@@ -458,25 +454,21 @@ LAYOUTS: dict[str, Layout] = {
     "isic": _pairs(
         "skin",
         "lesion",
-        test=(("ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"),),
-        train=(("ISBI2016_ISIC_Part1_Training_Data", "ISBI2016_ISIC_Part1_Training_GroundTruth"),),
+        test=((f"{_ISIC}Test_Data", f"{_ISIC}Test_GroundTruth"),),
+        train=((f"{_ISIC}Training_Data", f"{_ISIC}Training_GroundTruth"),),
     ),
     "tn3k": _pairs(
         "thyroid", "nodule", test=(("test-image", "test-mask"),), train=(("trainval-image", "trainval-mask"),)
     ),
     "colondb": _POLYPS,
     "clinicdb": _POLYPS,
-    "headct": Layout(
-        tree="labels.csv with id and hemorrhage, head_ct/NNN.png",
-        signs=(("labels.csv", "head_ct/"),),
-        read=_read_headct,
-    ),
+    "headct": Layout("labels.csv with id and hemorrhage, head_ct/NNN.png", (("labels.csv", "head_ct/"),), _read_headct),
     "brainmri": _YES_NO,
     "br35h": _YES_NO,
     "folder": Layout(
-        tree="good/, any other folder for a defect, masks if there are some in ground_truth/DEFECT/ or masks/DEFECT/",
-        signs=(("good/",),),
-        read=_read_folder,
+        "good/, any other folder for a defect, masks if there are some in ground_truth/DEFECT/ or masks/DEFECT/",
+        (("good/",),),
+        _read_folder,
     ),
 }
 """Every layout by name, in the order in which they are tried. A plain folder holds pictures of the class "object"."""

@@ -199,10 +199,8 @@ def prototypes(
     states = []
     for state, texts in enumerate(sentences):
         ids, valid = tokenizer(texts)
-        if learned is None:  # padding is masked everywhere, so cutting it off changes nothing but the time
-            length = max(int(valid.sum(1).max()), 1)
-            ids, valid = ids[:, :length], valid[:, :length]
+        length = max(int(valid.sum(1).max()), 1)  # padding is masked everywhere: cutting it off changes only the time
         prompt = None if learned is None else learned[state].to(device)
-        embeddings = tower(ids.to(device), valid.to(device), prompt).float()
+        embeddings = tower(ids[:, :length].to(device), valid[:, :length].to(device), prompt).float()
         states.append(F.normalize(F.normalize(embeddings, dim=-1).mean(0), dim=-1))
     return torch.stack(states)

@@ -85,7 +85,6 @@ def initial_prompts(dim: int, count: int = 8, seed: int = 111) -> tuple[Tensor, 
     return tuple(0.02 * torch.randn(count, dim, generator=generator) for _ in range(2))
 
 
-@torch.inference_mode()
 def encode_samples(pipeline: Pipeline, samples: Sequence[Sample], batch_size: int = 8) -> Iterator[TrainingBatch]:
     """The frozen tokens and masks of a data set at the pipeline's input size, in order, on its device."""
     device = pipeline.tips.vision_encoder.cls_token.device
@@ -94,7 +93,8 @@ def encode_samples(pipeline: Pipeline, samples: Sequence[Sample], batch_size: in
         pixels = [to_pixels(load_image(sample.image).image, pipeline.image_size) for sample in batch]
         masks = [torch.from_numpy(load_mask(sample, pipeline.image_size)).float() for sample in batch]
         labels = torch.tensor([sample.label for sample in batch], device=device)
-        yield TrainingBatch(pipeline.encode(torch.stack(pixels)), torch.stack(masks).to(device), labels)
+        tokens = ImageTokens(*(token.clone() for token in pipeline.encode(torch.stack(pixels))))  # autograd takes these
+        yield TrainingBatch(tokens, torch.stack(masks).to(device), labels)
 
 
 def train_prompts(

@@ -1,0 +1,172 @@
+"""Measure nano on pictures it has never seen: `python hub/nano/measure.py --tiles DATA/magnetic_tile`.
+
+Prints Markdown tables: the drawn families kept out of training, and if they are there magnetic tiles (photographs, a
+folder in MVTec AD's layout) and the solar cells of `pip install elpv-dataset`. Beside nano's three kinds of prompts
+stand two classical baselines on the same pictures. The photographs are for measuring only: nothing is chosen on them.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter, uniform_filter
+from tqdm import tqdm
+
+from tipsomaly import Pipeline
+from tipsomaly.datasets import Sample, load_mask, read_dataset
+from tipsomaly.images import ImageSource, load_image
+from tipsomaly.metrics import PixelMetrics, image_metrics
+
+BASELINES = ("blur difference", "Mahalanobis")
+SIDE = 224  # of the baselines' pictures
+
+
+def blur_difference(grey: np.ndarray) -> np.ndarray:
+    """|image - Gaussian blur|, smoothed a little."""
+    return gaussian_filter(np.abs(grey - gaussian_filter(grey, 8)), 4)
+
+
+def mahalanobis(grey: np.ndarray) -> np.ndarray:
+    """How far the local statistics of a place are from those of the whole picture: mean, deviation and two gradients
+    in windows of 14 pixels."""
+    dy, dx = np.gradient(grey)
+    mean = uniform_filter(grey, 14)
+    deviation = np.sqrt(np.maximum(uniform_filter(grey**2, 14) - mean**2, 0))
+    features = np.stack([mean, deviation, uniform_filter(np.abs(dx), 14), uniform_filter(np.abs(dy), 14)], -1)
+    flat = features.reshape(-1, 4)
+    centred = flat - flat.mean(0)
+    inverse = np.linalg.inv(np.cov(centred.T) + 1e-8 * np.eye(4))
+    distance = np.sqrt(np.einsum("ij,jk,ik->i", centred, inverse, centred)).reshape(grey.shape)
+    return gaussian_filter(distance, 4)
+
+
+def baseline_maps(image: Image.Image) -> dict[str, tuple[float, np.ndarray]]:
+    """The largest value and the map of each baseline, scaled by a constant into [0, 1]."""
+    grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float64) / 255
+    maps = {"blur difference": blur_difference(grey), "Mahalanobis": mahalanobis(grey) / 50}
+    resized = {
+        name: np.clip(
+            np.asarray(Image.fromarray(m.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)), 0, 1
+        )
+        for name, m in maps.items()
+    }
+    return {name: (float(maps[name].max()), resized[name]) for name in maps}
+
+
+def score(pipe: Pipeline, images: Iterable[ImageSource], class_names: Iterable[str]) -> list[dict]:
+    """For each picture and method: the image score and the anomaly map as float16."""
+    scored = []
+    for image, class_name in tqdm(list(zip(images, class_names, strict=True)), unit="picture", disable=None):
+        results = {mode: (r.score, r.anomaly_map) for mode, r in pipe.compare(image, class_name).items()}
+        results |= baseline_maps(load_image(image).image)
+        scored.append({method: (value, m.astype(np.float32)) for method, (value, m) in results.items()})
+    return scored
+
+
+def table(
+    title: str, groups: dict[str, list[int]], samples: list[Sample], scored: list[dict], pixels: bool = True
+) -> str:
+    """A Markdown table: one row a group of pictures, pixel / image AUROC for each method."""
+    methods = list(scored[0])
+    lines = [f"### {title}", "", "| | pictures | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
+    for name, members in groups.items():
+        cells = []
+        for method in methods:
+            image = image_metrics(
+                np.array([scored[i][method][0] for i in members]), np.array([samples[i].label for i in members])
+            )["image_auroc"]
+            cell = "n/a" if image is None else f"{image:.3f}"
+            if pixels:
+                metrics = PixelMetrics()
+                for i in members:
+                    metrics.update(scored[i][method][1], load_mask(samples[i]) if samples[i].label else None)
+                pixel = metrics.compute()["pixel_auroc"]
+                cell = f"{'n/a' if pixel is None else f'{pixel:.3f}'} / {cell}"
+            cells.append(cell)
+        lines.append(f"| {name} | {len(members)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def drawn(pipe: Pipeline, folder: Path) -> str:
+    samples = read_dataset(folder, "mvtec")
+    scored = score(pipe, [s.image for s in samples], [s.class_name for s in samples])
+    names = sorted({s.class_name for s in samples})
+    groups = {name: [i for i, s in enumerate(samples) if s.class_name == name] for name in names}
+    mean = mean_row(groups, samples, scored)
+    return table("Drawn families kept out of training (pixel / image AUROC)", groups, samples, scored) + mean
+
+
+def mean_row(groups: dict[str, list[int]], samples: list[Sample], scored: list[dict]) -> str:
+    """The mean over groups, as data sets are reported."""
+    cells = []
+    for method in scored[0]:
+        pixel, image = [], []
+        for members in groups.values():
+            metrics = PixelMetrics()
+            for i in members:
+                metrics.update(scored[i][method][1], load_mask(samples[i]) if samples[i].label else None)
+            pixel.append(metrics.compute()["pixel_auroc"])
+            scores, labels = (
+                [f(i) for i in members] for f in (lambda i: scored[i][method][0], lambda i: samples[i].label)
+            )
+            image.append(image_metrics(np.array(scores), np.array(labels))["image_auroc"])
+        cells.append(f"{np.mean(pixel):.3f} / {np.mean(image):.3f}")
+    return f"| **mean** | {len(samples)} | " + " | ".join(cells) + " |\n"
+
+
+def tiles(pipe: Pipeline, folder: Path) -> str:
+    samples = read_dataset(folder, "mvtec")
+    scored = score(pipe, [s.image for s in samples], ["tile"] * len(samples))
+    kinds = sorted({s.defect for s in samples} - {"good"})
+
+    def members(wanted: set[str]) -> list[int]:
+        return [i for i, s in enumerate(samples) if s.defect in wanted | {"good"}]
+
+    groups = {kind: members({kind}) for kind in kinds}
+    groups |= {"all but uneven": members(set(kinds) - {"uneven"}), "**all**": members(set(kinds))}
+    return table("Magnetic tiles, photographs (pixel / image AUROC)", groups, samples, scored)
+
+
+def solar_cells(pipe: Pipeline) -> str:
+    from elpv_dataset.utils import load_dataset
+
+    images, probabilities, kinds = load_dataset()
+    clear = [i for i, p in enumerate(probabilities) if p in (0.0, 1.0)]
+    samples = [Sample(Path(), None, "solar cell", "", int(probabilities[i])) for i in clear]
+    scored = score(pipe, [images[i] for i in clear], ["solar cell"] * len(clear))
+    groups = {kind: [j for j, i in enumerate(clear) if kinds[i] == kind] for kind in sorted(set(kinds))}
+    groups["**all**"] = list(range(len(clear)))
+    return table("Solar cells, photographs (image AUROC)", groups, samples, scored, pixels=False)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--image-size", type=int, help="input side in pixels; default: the model's")
+    parser.add_argument("--pictures", type=int, default=64, help="drawn pictures of each family, a multiple of 16")
+    parser.add_argument("--drawn-seed", type=int, default=2, help="another seed than the one that sizes are chosen on")
+    parser.add_argument("--tiles", type=Path, help="magnetic tiles in MVTec AD's layout")
+    parser.add_argument("--solar-cells", action="store_true", help="needs `pip install elpv-dataset`")
+    args = parser.parse_args()
+    pipe = Pipeline.from_pretrained(args.model, image_size=args.image_size)
+    from render import HELD_OUT, render
+
+    with tempfile.TemporaryDirectory() as folder:
+        render(Path(folder), list(HELD_OUT), args.pictures, 224, args.drawn_seed)
+        print(drawn(pipe, Path(folder)))
+    if args.tiles:
+        print(tiles(pipe, args.tiles))
+    if args.solar_cells:
+        print(solar_cells(pipe))
+    picture = np.zeros((300, 300, 3), np.uint8)
+    pipe(picture)
+    started = time.perf_counter()
+    for _ in range(20):
+        pipe(picture)
+    print(
+        f"{(time.perf_counter() - started) / 20 * 1000:.0f} ms a picture at {pipe.image_size[0]} px on {pipe.tips.config.vision.dim=}"
+    )
