@@ -205,45 +205,53 @@ class _Histogram:
         return [keys[order], *(column[order] for column in weight)]
 
     def _flush(self) -> None:
-        """Move the buffer into the bins, after splitting those that would hold too much."""
+        """Move the buffer into the bins, after cutting those that would hold too much."""
         keys, *weight = self._sorted()
         self._buffer, self._buffered, self.ordered = [], 0, False
         sums = [np.append(np.cumsum(column), 0) for column in weight]
 
-        def mass_below(places: np.ndarray) -> np.ndarray:
-            return np.stack([places, *(column[places - 1] for column in sums)])
+        def below(places: np.ndarray) -> list[np.ndarray]:
+            """The mass of the pixels before each place in `keys`."""
+            return [places, *(column[places - 1] for column in sums)]
 
         places = np.append(np.searchsorted(keys, self.edges), keys.size)
-        added = np.diff(mass_below(places))
-        heavy = (added[0] > 0) & (np.diff(self.edges, append=_NO_KEY) > 1)
-        heavy &= ~self._allowed(self.low + added, self.high + added)
+        added = np.diff(below(places))
+        heavy = (added[0] > 0) & ~self._allowed(self.low + added, self.high + added)
         if heavy.any():
-            # Pixels whose mass, counted from the top, enters the next of geometric steps get a bin of their own value:
-            # a quarter of the share, at most, is left between two of them.
             counts = np.diff(places)[heavy]
             inside = np.repeat(places[1:][heavy] - np.cumsum(counts), counts) + np.arange(counts.sum())
-            from_top = mass_below(places[-1:]) - mass_below(inside)
-            steps = np.floor(np.log(from_top) / np.log1p(self.share / 2))
-            values = keys[inside[np.diff(steps, append=-1).any(axis=0)]]
-            edges = _distinct(np.sort(np.concatenate([values, values + np.uint32(1)])))[0]
+            # Cut where the mass from the top enters a new one of steps that grow by half the share ...
+            first = np.zeros(inside.size, bool)
+            for all_mass, mass in zip(below(places[-1:]), below(inside), strict=True):
+                steps = (np.log(all_mass - mass) * (2 / self.share)).astype(np.int32)
+                first |= np.diff(steps, append=-1) != 0
+            values = _distinct(keys[inside[first]])[0]
+            # ... and above a value that is more than half the share by itself, so that it is alone in its bin.
+            left, right = (below(np.searchsorted(keys, values, side=side)) for side in ("left", "right"))
+            alone = np.zeros(values.size, bool)
+            for all_mass, mass, more in zip(below(places[-1:]), left, right, strict=True):
+                alone |= more - mass > self.share / 2 * (all_mass - more)
+            edges = np.concatenate([values, values[alone] + np.uint32(1)])
+            edges.sort()
             at = np.searchsorted(self.edges, edges)
-            new = self.edges.take(at, mode="clip") != edges
+            new = (np.diff(edges, prepend=_NO_KEY) != 0) & (self.edges.take(at, mode="clip") != edges)
             edges, at = edges[new], at[new]
             self.edges = np.insert(self.edges, at, edges)
             self.low = np.insert(self.low, at, 0, axis=1)
             self.high = np.insert(self.high, at - 1, 0, axis=1)
             places = np.insert(places, at, np.searchsorted(keys, edges))
-            added = np.diff(mass_below(places))
+            added = np.diff(below(places))
         self.low += added
         self.high += added
         while self.edges.size > CAPACITY:
             self._thin()
 
     def _allowed(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """(bins,) bool: whether inside a bin the doubt is at most `share` of what is surely above."""
-        low, high = (np.cumsum(mass[:, ::-1], axis=1)[:, ::-1] for mass in (low, high))
-        surely = np.append(low[:, 1:], np.zeros((len(low), 1)), axis=1)
-        return (high <= (1 + self.share) * surely).all(axis=0)
+        """(bins,) bool: whether the doubt inside a bin is at most `share` of what is surely above it."""
+        surely, perhaps = (np.cumsum(mass, axis=1) for mass in (low, high))
+        surely = surely[:, -1:] - surely
+        perhaps = perhaps[:, -1:] - perhaps + high
+        return (perhaps <= (1 + self.share) * surely).all(axis=0) | (np.diff(self.edges, append=_NO_KEY) == 1)
 
     def _thin(self) -> None:
         """Merge pairs of bins where doubling the share allows it."""

@@ -1,0 +1,54 @@
+"""The README stays true: its examples run, its front matter fits, its links lead somewhere."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import gradio
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^tipsomaly .*$", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)), re.MULTILINE)
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_examples_run(workplace, code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(workplace, command):
+    arguments = [sys.executable, "-m", "tipsomaly.cli", *shlex.split(command)[1:]]
+    done = subprocess.run(arguments, cwd=workplace, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_there_are_examples():
+    assert len(PYTHON) >= 2
+    assert len(COMMANDS) >= 3
+
+
+def test_front_matter_is_a_space():
+    front = yaml.safe_load(README.split("---")[1])
+    assert front["sdk"] == "gradio"
+    assert (ROOT / front["app_file"]).exists()
+    assert front["sdk_version"].split(".")[0] == gradio.__version__.split(".")[0]
+    assert len(front["short_description"]) <= 60  # the Hub's limit
+
+
+def test_links_lead_to_files():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
