@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -54,12 +56,8 @@ class Demo:
         return (picture, visualization.heatmap(result.anomaly_map)), outlined, table
 
     def compare(self, image: str | None, class_name: str, domain: str):
-        if image is None:
-            raise gr.Error("Choose a picture first.", print_exception=False)
-        try:
+        with explained(image):
             results = self.pipeline.with_options(domain=domain).compare(image, class_name)
-        except ValueError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
         table = [
             [mode, *(round(value, 3) for value in (r.score, r.global_score, r.local_score, *r.strategies.values()))]
             for mode, r in results.items()
@@ -67,15 +65,22 @@ class Demo:
         return [(r.overlay(), f"{mode}: {r.score:.3f}") for mode, r in results.items()], table
 
     def _run(self, image: str | None, class_name: str, domain: str) -> Result:
-        if image is None:
-            raise gr.Error("Choose a picture first.", print_exception=False)
-        try:
+        with explained(image):
             return self.pipeline.with_options(domain=domain)(image, class_name)
-        except ImageError as error:
-            reason = str(error).split(": ", 1)[-1]  # without the server's path
-            raise gr.Error(escape(f"This picture cannot be used: {reason}."), print_exception=False) from None
-        except ValueError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
+
+
+@contextmanager
+def explained(image: str | None) -> Iterator[None]:
+    """A visitor's mistake as one line of plain text, without the server's paths."""
+    if image is None:
+        raise gr.Error("Choose a picture first.", print_exception=False)
+    try:
+        yield
+    except ImageError as error:
+        reason = str(error).split(": ", 1)[-1]
+        raise gr.Error(escape(f"This picture cannot be used: {reason}."), print_exception=False) from None
+    except ValueError as error:
+        raise gr.Error(escape(str(error)), print_exception=False) from None
 
 
 def build(pipeline: Pipeline) -> gr.Blocks:

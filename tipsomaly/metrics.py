@@ -1,33 +1,33 @@
 """AUROC, AP, F1-max and AUPRO of pictures and pixels, in memory that does not grow with the number of maps.
 
-All of them follow from a few counts for each score of a defective pixel: how many normal and defective pixels score
-higher, and as high. AUPRO is the area under the mean overlap of the connected regions (the share of a region that is
-found) against the false-positive rate of pixels, from 0 to `FPR_LIMIT`, divided by that limit; it asks no more of a
-region than that each pixel weighs 1 / area. So no map is kept: a histogram of the scores of normal pixels and one of
-defective pixels, with their number and weight, are enough.
+AUPRO is the area under the mean overlap of the connected regions (the share of a region that is found) against the
+false-positive rate of pixels, from 0 to `FPR_LIMIT`, divided by that limit. All metrics follow from how many normal and
+defective pixels score at least as high as each defective one, AUPRO if a defective pixel weighs 1 / area of its region.
+So no map is kept, only a histogram of the scores of normal pixels and one of defective pixels and their weight.
 
-**Bound.** Scores are float32 in [0, 1]; their bit patterns, read as integers, have the same order. A histogram keeps the
-values apart while pixels are few. Then it divides the patterns into bins of 512, fine in proportion to the score, and
-gives up the order within a bin if that holds at most `SHARE` = 7e-5 of the mass above it. Denser bins, as around the
-ends of a saturated softmax, stay exact. So at every threshold only the bin around it is in doubt: the true count of
-normal pixels, FP, is between a certain one and 1 + SHARE times that, and so are the count and the weight of defective
-pixels, TP. Two extremes enclose the truth: unordered normal pixels at the top of their bins and unordered defects at
-the bottom, or the reverse. `bounds` gives the metrics of both and `compute` their middle. They differ in
+**Bound.** A histogram keeps every score apart while pixels are few. Then it puts them into bins: `low` is their mass
+(number or weight) as if each were at the lower end of its bin, `high` at the upper end, so the true mass at or above
+any threshold is between the two. They never differ by more than `SHARE` = 7e-5 of `low`: when new pixels would do that
+inside a bin, it is first cut at some of their values, such that between two cuts there is at most SHARE of the new mass
+above. So the doubt grows by at most SHARE of what `low` grows by, whatever comes in whatever order. Bins may be as
+narrow as one float32 value, where nothing is in doubt, so a saturated softmax or scores within 1e-6 do not matter.
 
-- AUROC and AUPRO by at most SHARE for the doubt in FP, and SHARE for that in TP or weight: they are areas.
+The extremes, normal pixels high and defects low or the reverse, give `bounds`; `compute` gives the middle. With FP and TP
+the mass of normal and defective pixels at or above a threshold, the extremes differ in
+
+- AUROC and AUPRO by at most SHARE for the doubt in FP and SHARE for that in TP: they are areas.
 - F1 = 2 TP / (TP + FP + defects) by a factor of at most (1 + SHARE)^2 at each threshold, so F1-max by 2 SHARE.
-- AP, the mean over the defects of P = TP / (TP + FP), by at most 2.75 SHARE: the doubt in the counts moves P by at most
-  2 SHARE P (1 - P) <= SHARE / 2. An unordered defect may also move past the ordered normal pixels of its bin, and P
-  falls there; as a bin has at most SHARE TP such defects, this costs SHARE / defects times the sum of TP over the falls
-  of P, and that sum is at most (1 + 1/4) defects, as TP P stays >= 0 and one defect adds at most P + P (1 - P) to it.
-  Last, defects put in one place share one P although they may follow one another: at most SHARE.
+- AP, the mean over the defects of P = TP / (TP + FP), by at most 2.75 SHARE. The doubt in the counts moves P by at most
+  2 SHARE P (1 - P) <= SHARE / 2. Defects not told apart from SHARE TP others may also move down past normal pixels, where
+  P falls; this costs SHARE / defects times the sum of TP over the falls of P, a sum of at most 1.25 defects, for TP P
+  stays >= 0 and one more defect raises it by at most P + P (1 - P). Last, defects put in one place share one P, though
+  they may follow one another: SHARE.
 
-Hence the middle is within SHARE, for AP within 1.4 SHARE, of the exact value: 1e-4. There are at most
-(1 + ln(pixels SHARE)) / SHARE dense bins; if they ever hold more than `CAPACITY` values, the histogram doubles its own
-share to stay small, and `bounds`, which hold for any share, tell the cost.
+Hence `compute` is within SHARE, for AP 1.4 SHARE < 1e-4, of the exact value. The bins are some hundred thousand; should
+they ever be more than `CAPACITY`, the histogram doubles its share to get along with fewer, which `bounds` tell.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import ndimage
@@ -36,13 +36,13 @@ Metrics = dict[str, float | None]
 """Metrics by name, each in [0, 1]; None where it is not defined."""
 
 FPR_LIMIT = 0.3
-
 SHARE = 7e-5
-"""Bins whose order is given up hold at most this share of the mass above them."""
 BUFFER = 1 << 21
-"""Pixels of a kind that are gathered before they go into bins; classes with fewer are exact."""
+"""Pixels of one kind that are gathered before they are put into bins: classes with fewer are exact."""
 CAPACITY = 1 << 21
-"""Values that a histogram keeps apart at most."""
+
+_END = np.uint32(0x3F800001)
+"""Above the key of score 1."""
 
 
 def image_metrics(scores: np.ndarray, labels: np.ndarray) -> Metrics:
@@ -73,12 +73,11 @@ def dataset_mean(per_class: Mapping[str, Mapping[str, float | None]]) -> tuple[M
 class PixelMetrics:
     """Pixel metrics of one class, map by map, within 1e-4 of the exact values in constant memory (see the module).
 
-    `exact` keeps every distinct score: for small sets, as memory grows with the pixels.
+    `exact` keeps and sorts every score: for small sets, as memory grows with the pixels.
     """
 
     def __init__(self, exact: bool = False) -> None:
-        self._normal = _Histogram(columns=1, exact=exact)
-        self._defects = _Histogram(columns=2, exact=exact)
+        self._normal, self._defects = _Histogram(1, exact), _Histogram(2, exact)
         self._lowest, self._highest = 1.0, 0.0
 
     def update(self, anomaly_map: np.ndarray, mask: np.ndarray | None = None) -> None:
@@ -100,23 +99,23 @@ class PixelMetrics:
             box = ndimage.find_objects(defective.view(np.uint8))[0]  # what is outside need not be labelled
             inside = defective[box]
             regions = ndimage.label(inside, structure=np.ones((3, 3)))[0][inside]
-            self._defects.add(keys[box][inside], (1 / np.bincount(regions - 1))[regions - 1])
+            self._defects.add(keys[box][inside], 1 / np.bincount(regions)[regions])
 
     def compute(self) -> Metrics:
-        """`pixel_auroc`, `pixel_ap`, `pixel_f1max`, `aupro` and `aupro_200`; None unless there are pixels of both kinds.
+        """`pixel_auroc`, `pixel_ap`, `pixel_f1max`, `aupro` and `aupro_200`; None unless there are both kinds of pixels.
 
         `aupro_200` is the released code's approximation: thresholds in 200 equal steps from the class's lowest to its
         highest score; mean overlap against false-positive rate of `score > threshold` where that rate is below
-        FPR_LIMIT; trapezoids over the rates stretched to [0, 1], None if fewer than two are left. It changes with
-        the scale of the scores. It is exact if no order was given up; otherwise the rates are known to SHARE / 2 of
-        themselves, but there is no bound for what follows from them, as one rate may cross the limit.
+        FPR_LIMIT; trapezoids over these rates stretched to [0, 1], None if fewer than two differ. So it changes when
+        the scores are rescaled. It is exact while all scores are kept apart. Later each rate is known to SHARE / 2 of
+        itself, but the result has no bound, as it jumps when a rate crosses the limit.
         """
         extremes = self._extremes()
         middle = {name: pair and sum(pair) / 2 for name, pair in self._bounds(*extremes).items()}
         return middle | {"aupro_200": self._aupro_200(*extremes)}
 
     def bounds(self) -> dict[str, tuple[float, float] | None]:
-        """An interval that holds the exact value, for each metric but `aupro_200`; a point if no order was given up."""
+        """An interval that holds the exact value of each metric but `aupro_200`; a point if no order was given up."""
         return self._bounds(*self._extremes())
 
     @property
@@ -124,9 +123,10 @@ class PixelMetrics:
         """The size of all that is kept between calls."""
         return self._normal.nbytes + self._defects.nbytes
 
-    def _extremes(self) -> list[tuple[np.ndarray, ...]]:
+    def _extremes(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """What `_rank_metrics` takes, in the worst and in the best case of what is not known."""
-        return [(*self._normal.placed(top=not best), *self._defects.placed(top=best)) for best in (False, True)]
+        (low, high), (defects_low, defects_high) = self._normal.extremes(), self._defects.extremes()
+        return (*high, *defects_low), (*low, *defects_high)
 
     def _bounds(self, worst: tuple[np.ndarray, ...], best: tuple[np.ndarray, ...]) -> dict:
         low, high = _rank_metrics("pixel", *worst), _rank_metrics("pixel", *best)
@@ -145,7 +145,7 @@ class PixelMetrics:
             from_top = np.append(np.cumsum(mass[::-1])[::-1], 0)
             return from_top[np.searchsorted(keys, thresholds, side="right")] / from_top[0]
 
-        rates = [(rate_above(n_keys, n[0]), rate_above(d_keys, d[1])) for n_keys, n, d_keys, d in extremes]
+        rates = [(rate_above(normal, n[0]), rate_above(defects, d[1])) for normal, n, defects, d in extremes]
         false, overlap = np.mean(rates, axis=0).astype(np.float32)  # that code's precision
         kept = false < np.float32(FPR_LIMIT)
         false, overlap = false[kept], overlap[kept]
@@ -155,16 +155,16 @@ class PixelMetrics:
 
 
 class _Histogram:
-    """The mass of pixels by score, in `columns`: their number and, for defects, their weight.
+    """The mass of pixels by score in `columns`: their number and, for defects, their weight.
 
-    Bin j takes keys from `edges[j]` (uint32, ascending) to below the next edge. At every threshold the mass at or above
-    it lies between what `low`, at the lower ends of the bins, and `high`, at the upper ends, (columns, bins), add up to.
+    Bin j holds the keys from `edges[j]`, (bins,) uint32 ascending, to below the next edge; `low` and `high`, float64
+    (columns, bins), are the mass placed at its lower and upper end. They differ where a bin was cut: what it held is
+    then in the first new bin of `low` and in the last of `high`.
     """
 
     def __init__(self, columns: int, exact: bool) -> None:
         self.edges, self.low, self.high = np.zeros(1, np.uint32), np.zeros((columns, 1)), np.zeros((columns, 1))
-        self.share = SHARE
-        self.ordered = True
+        self.ordered, self.share = True, SHARE
         self._exact = exact
         self._buffer: list[tuple[np.ndarray, ...]] = []
         self._buffered = 0
@@ -181,102 +181,94 @@ class _Histogram:
         if self._buffered >= BUFFER and not self._exact:
             self._flush()
 
-    def placed(self, top: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct keys (K,), ascending, and mass (columns, K), unordered pixels at the top or bottom of their bins."""
+    def extremes(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Distinct keys (K,), ascending, and mass (columns, K): at the lower ends of the bins, and at the upper ends."""
         if self.ordered:
             keys, *weight = self._sorted()
             keys, starts = _distinct(keys)
             counts = np.diff(starts, append=self._buffered)
-            return keys, np.stack([counts, *(np.add.reduceat(column, starts) for column in weight)])
+            return [(keys, np.stack([counts, *(np.add.reduceat(column, starts) for column in weight)]))] * 2
         if self._buffer:
             self._flush()
-        keys, mass = (np.append(self.edges[1:], _NO_KEY) - np.uint32(1), self.high) if top else (self.edges, self.low)
-        filled = mass[0] > 0
-        return keys[filled], mass[:, filled]
+        ends = np.append(self.edges[1:], _END) - np.uint32(1)
+        return [(k[m[0] > 0], m[:, m[0] > 0]) for k, m in ((self.edges, self.low), (ends, self.high))]
 
     def _sorted(self) -> list[np.ndarray]:
-        """The buffer by ascending key."""
+        """The buffer, by ascending key."""
         nothing = (self.edges[:0], *self.low[1:, :0])
         keys, *weight = (np.concatenate(arrays) for arrays in zip(nothing, *self._buffer, strict=True))
         if not weight:
-            keys.sort()  # in place, ten times faster than sorting indices
+            keys.sort()  # several times faster than sorting places
             return [keys]
         order = np.argsort(keys)
         return [keys[order], *(column[order] for column in weight)]
 
     def _flush(self) -> None:
-        """Move the buffer into the bins, after cutting those that would hold too much."""
+        """Move the buffer into the bins, after cutting those that it would bring too much doubt into."""
         keys, *weight = self._sorted()
         self._buffer, self._buffered, self.ordered = [], 0, False
         sums = [np.append(np.cumsum(column), 0) for column in weight]
 
-        def below(places: np.ndarray) -> list[np.ndarray]:
-            """The mass of the pixels before each place in `keys`."""
-            return [places, *(column[places - 1] for column in sums)]
+        def above(places: np.ndarray) -> list[np.ndarray]:
+            """Number and weight of the new pixels from each place on."""
+            return [keys.size - places, *(column[-2] - column[places - 1] for column in sums)]
 
         places = np.append(np.searchsorted(keys, self.edges), keys.size)
-        added = np.diff(below(places))
-        heavy = (added[0] > 0) & ~self._allowed(self.low + added, self.high + added)
+        added = -np.diff(above(places))
+        heavy = ~self._allowed(self.low + added, self.high + added)
+        heavy &= (added[0] > 0) & (np.diff(self.edges, append=_END) > 1)
         if heavy.any():
             counts = np.diff(places)[heavy]
             inside = np.repeat(places[1:][heavy] - np.cumsum(counts), counts) + np.arange(counts.sum())
-            # Cut where the mass from the top enters a new one of steps that grow by half the share ...
-            first = np.zeros(inside.size, bool)
-            for all_mass, mass in zip(below(places[-1:]), below(inside), strict=True):
-                steps = (np.log(all_mass - mass) * (2 / self.share)).astype(np.int32)
-                first |= np.diff(steps, append=-1) != 0
-            values = _distinct(keys[inside[first]])[0]
-            # ... and above a value that is more than half the share by itself, so that it is alone in its bin.
-            left, right = (below(np.searchsorted(keys, values, side=side)) for side in ("left", "right"))
-            alone = np.zeros(values.size, bool)
-            for all_mass, mass, more in zip(below(places[-1:]), left, right, strict=True):
-                alone |= more - mass > self.share / 2 * (all_mass - more)
-            edges = np.concatenate([values, values[alone] + np.uint32(1)])
-            edges.sort()
-            at = np.searchsorted(self.edges, edges)
-            new = (np.diff(edges, prepend=_NO_KEY) != 0) & (self.edges.take(at, mode="clip") != edges)
-            edges, at = edges[new], at[new]
-            self.edges = np.insert(self.edges, at, edges)
+            cuts = self._cuts(keys, inside, above)
+            at = np.searchsorted(self.edges, cuts)
+            new = self.edges.take(at, mode="clip") != cuts
+            cuts, at = cuts[new], at[new]
+            self.edges = np.insert(self.edges, at, cuts)
             self.low = np.insert(self.low, at, 0, axis=1)
             self.high = np.insert(self.high, at - 1, 0, axis=1)
-            places = np.insert(places, at, np.searchsorted(keys, edges))
-            added = np.diff(below(places))
+            added = -np.diff(above(np.insert(places, at, np.searchsorted(keys, cuts))))
         self.low += added
         self.high += added
         while self.edges.size > CAPACITY:
             self._thin()
 
+    def _cuts(self, keys: np.ndarray, inside: np.ndarray, above: Callable) -> np.ndarray:
+        """Edges, ascending, that divide the pixels at the places `inside` as the module's text says."""
+        first = np.zeros(inside.size, bool)  # where the mass from the top enters a step; steps grow by half the share
+        for mass in above(inside):
+            first |= np.diff(np.floor(np.log(mass) * (2 / self.share)), append=-np.inf) != 0
+        values = _distinct(keys[inside[first]])[0]
+        alone = np.zeros(values.size, bool)  # values which weigh more than half the share by themselves
+        for mass, rest in zip(*(above(np.searchsorted(keys, values, side=s)) for s in ("left", "right")), strict=True):
+            alone |= mass - rest > rest * (self.share / 2)
+        return _distinct(np.sort(np.concatenate([values, values[alone] + np.uint32(1)])))[0]
+
     def _allowed(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """(bins,) bool: whether the doubt inside a bin is at most `share` of what is surely above it."""
+        """(bins,) bool: whether at thresholds inside a bin the doubt is at most `share` of what is surely above."""
         surely, perhaps = (np.cumsum(mass, axis=1) for mass in (low, high))
-        surely = surely[:, -1:] - surely
-        perhaps = perhaps[:, -1:] - perhaps + high
-        return (perhaps <= (1 + self.share) * surely).all(axis=0) | (np.diff(self.edges, append=_NO_KEY) == 1)
+        surely, perhaps = surely[:, -1:] - surely, perhaps[:, -1:] - perhaps + high
+        return (perhaps <= (1 + self.share) * surely).all(axis=0)
 
     def _thin(self) -> None:
-        """Merge pairs of bins where doubling the share allows it."""
+        """Double the share, and join the pairs of bins where it is kept."""
         self.share *= 2
         pairs = np.arange(0, self.edges.size, 2)
         allowed = self._allowed(*(np.add.reduceat(mass, pairs, axis=1) for mass in (self.low, self.high)))
-        kept = np.ones(self.edges.size, bool)
-        kept[1::2] = ~allowed[: self.edges.size // 2]
-        starts = np.flatnonzero(kept)
+        starts = np.union1d(pairs, pairs[~allowed] + 1)
+        starts = starts[starts < self.edges.size]
+        self.edges = self.edges[starts]
         self.low, self.high = (np.add.reduceat(mass, starts, axis=1) for mass in (self.low, self.high))
-        self.edges = self.edges[kept]
-
-
-_NO_KEY = np.uint32(0x3F800001)
-"""Above the key of score 1."""
 
 
 def _keys(scores: np.ndarray) -> np.ndarray:
-    """float32 (...) >= 0 -> uint32 (...) in the same order."""
+    """float32 (...) >= 0 -> their bits as uint32 (...), in the same order."""
     return (scores + np.float32(0)).view(np.uint32)  # -0 + 0 is 0
 
 
 def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ascending keys (n,) -> the distinct ones and the place of the first of each."""
-    starts = np.flatnonzero(np.diff(keys, prepend=_NO_KEY))
+    starts = np.flatnonzero(np.diff(keys, prepend=_END))
     return keys[starts], starts
 
 
