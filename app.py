@@ -124,7 +124,9 @@ def build(pipeline: Pipeline) -> gr.Blocks:
                         "both, or *decoupled*: fixed for the image score, learned for the map."
                     )
                     run = gr.Button("Compare", variant="primary")
-                    gallery = gr.Gallery(label="Maps on one scale, 0 to 1", columns=3, object_fit="contain")
+                    gallery = gr.Gallery(
+                        label="Maps on one scale, 0 to 1", columns=3, height="auto", object_fit="contain"
+                    )
                     table = gr.Dataframe(
                         headers=["prompts", "score", "global", "local", "S1", "S2", "S3", "S4", "S5"],
                         label="Scores, and the image-level strategies S1 to S5",

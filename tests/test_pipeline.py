@@ -19,6 +19,10 @@ def pictures(tmp_path):
     return paths
 
 
+def new_pipe(golden):
+    return Pipeline(golden.pipe.tips, golden.pipe.tokenizer, golden.pipe.learned, image_size=golden.pipe.image_size)
+
+
 def test_a_result_has_the_size_of_its_picture(golden, pictures):
     for path in pictures:
         result = golden.pipe(path, "nut")
@@ -115,7 +119,7 @@ def test_regions_masks_and_saved_files(golden, pictures, tmp_path):
 def test_threads_get_what_they_would_get_alone(golden, pictures):
     names = ["nut", "bolt", "pill", "cable", "tile"]
     alone = {(p, n): golden.pipe(p, n).score for p in pictures for n in names}
-    fresh = golden.pipe.with_options()  # with an empty prototype cache
+    fresh = new_pipe(golden)  # with an empty prototype cache
     barrier = threading.Barrier(5)
 
     def work(name):
@@ -142,10 +146,13 @@ def test_prototypes_are_computed_once_for_each_class(golden, monkeypatch):
 
     original = module.prototypes
     monkeypatch.setattr(module, "prototypes", lambda *args: calls.append(1) or original(*args))
-    pipe = golden.pipe.with_options()
+    pipe = new_pipe(golden)
     for name in ("metal_nut", "metal nut", "bolt", "metal-nut"):
         pipe.prototypes(name)
+        pipe.with_options(image_size=56).prototypes(name)
     assert len(calls) == 3  # two classes and the learned pair
+    pipe.with_options(domain="medical").prototypes("bolt")
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, overload
 
@@ -71,8 +71,7 @@ class Pipeline:
             raise ModelError(f"these prompts are {width} wide (made for {made_for}), the model is {config.text.dim}")
         if tokenizer.vocab_size > config.text.vocab_size:
             raise ModelError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.text.vocab_size}")
-        self._fixed_prototypes = lru_cache(maxsize=1024)(self._compute_fixed_prototypes)
-        self._learned_prototypes = lru_cache(maxsize=1)(self._compute_learned_prototypes)
+        self._prototypes_of = lru_cache(maxsize=1024)(partial(_compute_prototypes, tips, tokenizer))
 
     @classmethod
     def from_pretrained(
@@ -124,7 +123,8 @@ class Pipeline:
         )
 
     def with_options(self, **options) -> "Pipeline":
-        """A pipeline with other options (those of the constructor) on the same weights; this one stays as it is."""
+        """A pipeline with other options (those of the constructor) on the same weights and prototype cache; this one
+        stays as it is."""
         current = {
             "learned": self.learned,
             "image_size": self.image_size,
@@ -132,7 +132,9 @@ class Pipeline:
             "mode": self.mode,
             "sigma": self.sigma,
         }
-        return Pipeline(self.tips, self.tokenizer, **{**current, **options})
+        other = Pipeline(self.tips, self.tokenizer, **{**current, **options})
+        other._prototypes_of = self._prototypes_of
+        return other
 
     @overload
     def __call__(self, images: ImageSource, class_name: str = ..., batch_size: int = ...) -> Result: ...
@@ -207,8 +209,8 @@ class Pipeline:
         mode = mode or self.mode
         name = clean_class_name(class_name)
         return (
-            self._learned_prototypes() if mode == "learned" else self._fixed_prototypes(name),
-            self._fixed_prototypes(name) if mode == "fixed" else self._learned_prototypes(),
+            self._prototypes_of(self.learned) if mode == "learned" else self._prototypes_of(self.ensemble, name),
+            self._prototypes_of(self.ensemble, name) if mode == "fixed" else self._prototypes_of(self.learned),
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -222,17 +224,6 @@ class Pipeline:
         (folder / "tokenizer.model").write_bytes(self.tokenizer.model)
         if self.learned is not None:
             self.learned.save(folder / "prompts" / f"{self.learned.metadata.get('name', 'default')}.safetensors")
-
-    @torch.inference_mode()
-    def _compute_fixed_prototypes(self, class_name: str) -> Tensor:
-        return prototypes(self.tips.text_encoder, self.tokenizer, self.ensemble.sentences(class_name))
-
-    @torch.inference_mode()
-    def _compute_learned_prototypes(self) -> Tensor:
-        learned = self.learned
-        return prototypes(
-            self.tips.text_encoder, self.tokenizer, learned.sentences(), (learned.normal, learned.abnormal)
-        )
 
     @torch.inference_mode()
     def _score(self, tokens: ImageTokens, pictures: list["_Picture"], class_name: str, mode: Mode) -> list[Result]:
@@ -290,6 +281,15 @@ class Pipeline:
             finally:
                 for future in pending:
                     future.cancel()
+
+
+@torch.inference_mode()
+def _compute_prototypes(
+    tips: Tips, tokenizer: Tokenizer, prompts: PromptEnsemble | LearnedPrompts, class_name: str = "object"
+) -> Tensor:
+    if isinstance(prompts, LearnedPrompts):
+        return prototypes(tips.text_encoder, tokenizer, prompts.sentences(), (prompts.normal, prompts.abnormal))
+    return prototypes(tips.text_encoder, tokenizer, prompts.sentences(class_name))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ def heatmap(anomaly_map: np.ndarray) -> Image.Image:
     return Image.fromarray(_table()[np.round(np.clip(anomaly_map, 0, 1) * 255).astype(np.uint8)])
 
 
-def overlay(image: Image.Image, anomaly_map: np.ndarray, opacity: float = 0.55) -> Image.Image:
+def overlay(image: Image.Image, anomaly_map: np.ndarray, opacity: float = 0.75) -> Image.Image:
     """The heatmap over a greyish picture; the picture stays visible where the map is low."""
     colours = np.asarray(heatmap(anomaly_map), np.float32)
     base = np.asarray(image.convert("RGB"), np.float32)

@@ -194,15 +194,19 @@ def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) ->
 WEIGHTS = {"local": 2.0, "dice": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05, "probe": 1.0}
 
 
-def train(out: Path, dim: int, steps: int, seed: int, device: str, workers: int, minutes: float) -> None:
+def train(
+    out: Path, dim: int, steps: int, seed: int, device: str, workers: int, minutes: float, start: Path | None
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
     if not (out / "tokenizer.model").exists():
-        (out / "tokenizer.model").write_bytes(train_tokenizer())
+        (out / "tokenizer.model").write_bytes((start / "tokenizer.model").read_bytes() if start else train_tokenizer())
     tokenizer = Tokenizer(out / "tokenizer.model")
     model = build(tokenizer, dim)
     whiten(model, torch.cat([draw_batch(seed + i, 64, 112, TRAINING_FAMILIES).images for i in range(8)]))
+    if start:
+        model.load_state_dict(load_file(start / "model.safetensors"), strict=False)  # the probe starts anew
     model = model.to(device)
     average = deepcopy(model).requires_grad_(False)
     matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("blocks" in n)}
@@ -286,5 +290,6 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw; 0 draws on the device itself")
     parser.add_argument("--minutes", type=float, default=0, help="stop and save after so long; 0: when all is done")
+    parser.add_argument("--start", type=Path, help="model folder to start from, instead of from scratch")
     args = parser.parse_args()
-    train(args.out, args.dim, args.steps, args.seed, args.device, args.workers, args.minutes)
+    train(args.out, args.dim, args.steps, args.seed, args.device, args.workers, args.minutes, args.start)

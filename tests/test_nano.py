@@ -1,0 +1,134 @@
+"""The bundled model, and the code that draws its pictures and trains it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tipsomaly import Pipeline
+from tipsomaly.hub import BUNDLED
+from tipsomaly.metrics import PixelMetrics
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+sys.path.insert(0, str(ROOT / "hub" / "nano"))
+import pictures  # noqa: E402
+import train  # noqa: E402
+from canvas import Canvas  # noqa: E402
+from defects import DEFECTS, apply  # noqa: E402
+from photo import photograph  # noqa: E402
+from surfaces import HELD_OUT, SURFACES  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return Pipeline.from_pretrained()
+
+
+def test_it_is_small(nano):
+    assert sum(p.numel() for p in nano.tips.parameters()) <= 8e6
+    assert sum(path.stat().st_size for path in BUNDLED["nano"].rglob("*")) <= 16e6
+
+
+def test_transformers_opens_it_with_the_same_outputs(nano):
+    from transformers import Tipsv2Model
+
+    oracle = Tipsv2Model.from_pretrained(BUNDLED["nano"]).eval()
+    pixels = torch.rand(1, 3, *nano.image_size)
+    with torch.inference_mode():
+        states = oracle.vision_model(pixels).last_hidden_state
+        torch.testing.assert_close(nano.encode(pixels).spatial, states[:, 1], atol=1e-4, rtol=1e-4)
+
+
+def test_it_knows_the_words_of_the_prompts(nano):
+    for word in ("flawless", "damaged", "defect", "scratched", "bottle", "transistor"):
+        assert nano.tokenizer([word])[1].sum() <= 2, word
+
+
+def test_it_points_at_the_defects_of_the_examples(nano):
+    """Not a measurement: six drawn pictures of families that it was not trained on."""
+    metrics = PixelMetrics()
+    for path in sorted((EXAMPLES / "masks").glob("*.png")):
+        result = nano(EXAMPLES / "pictures" / f"{path.stem}.jpg", path.stem.rsplit("-", 1)[0])
+        metrics.update(result.anomaly_map, np.asarray(Image.open(path)))
+    assert metrics.compute()["pixel_auroc"] > 0.75
+
+
+def test_it_answers_to_the_words(nano):
+    """Abnormal words must not score as normal ones do."""
+    (normal, abnormal), _ = nano.prototypes("metal plate", "fixed")
+    assert torch.dot(normal, abnormal) < 0.999
+
+
+@pytest.mark.parametrize("name", SURFACES)
+def test_surfaces_are_pictures_that_follow_their_seed(name):
+    def draw():
+        return SURFACES[name].draw(Canvas(2, 56, torch.Generator().manual_seed(1)))
+
+    image, foreground = draw()
+    assert image.shape == (2, 3, 56, 56)
+    assert foreground.shape == (2, 1, 56, 56)
+    for tensor in (image, foreground):
+        assert tensor.isfinite().all()
+        assert 0 <= tensor.min() <= tensor.max() <= 1
+    assert torch.equal(image, draw()[0])
+    assert not torch.equal(image[0], image[1])
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_changes_the_picture_where_its_mask_says(name):
+    generator = torch.Generator().manual_seed(3)
+    image, foreground = SURFACES["concrete"].draw(Canvas(8, 84, generator))
+    damaged, mask = apply(name, Canvas(8, 84, generator), image, foreground)
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert mask.amax((1, 2, 3)).sum() >= 6  # nearly every picture gets its defect
+    change = (damaged - image).abs().mean(1, keepdim=True)
+    inside = (change * mask).sum() / mask.sum()
+    outside = (change * (1 - mask)).sum() / (1 - mask).sum()
+    assert inside > 5 * outside
+    assert torch.equal(damaged[mask.amax((1, 2, 3)) == 0], image[mask.amax((1, 2, 3)) == 0])
+
+
+def test_photographs_keep_the_mask_a_mask():
+    generator = torch.Generator().manual_seed(0)
+    canvas = Canvas(16, 70, generator)
+    mask = torch.zeros(16, 1, 70, 70)
+    mask[:, :, 20:40, 30:50] = 1
+    image, moved = photograph(canvas, canvas.uniform(k=3).expand(16, 3, 70, 70) * (1 - mask), mask)
+    assert image.isfinite().all()
+    assert 0 <= image.min() <= image.max() <= 1
+    assert set(moved.unique().tolist()) <= {0.0, 1.0}
+    assert not torch.equal(moved, mask)
+
+
+def test_batches_depend_on_their_number_alone():
+    one, other = (pictures.draw_batch(7, 32, 56, pictures.TRAINING_FAMILIES) for _ in range(2))
+    assert torch.equal(one.images, other.images)
+    assert torch.equal(one.masks, other.masks)
+    assert (one.kind >= 0).sum() > 8
+    assert torch.equal(one.kind >= 0, one.masks.flatten(1).amax(1) > 0.5)
+    assert not set(one.family) & set(HELD_OUT)
+
+
+def test_training_resumes_where_it_stopped(tmp_path, monkeypatch):
+    """Three steps, then three more, end like six at once."""
+    monkeypatch.setattr(train, "BATCH", {56: 16})
+    monkeypatch.setattr(train, "EARLY", (1,))
+    monkeypatch.setattr(train, "LATE", (1,))
+    options = {"dim": 64, "seed": 1, "device": "cpu", "workers": 0, "start": None}
+    train.train(tmp_path / "whole", steps=6, minutes=0, **options)
+    monkeypatch.setattr(train.time, "time", iter(range(0, 10**6, 40)).__next__)  # every look at the clock costs 40 s
+    train.train(tmp_path / "parts", steps=6, minutes=1, **options)
+    assert json.loads((tmp_path / "parts" / "state.json").read_text())["step"] < 6
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "BATCH", {56: 16})
+    monkeypatch.setattr(train, "EARLY", (1,))
+    monkeypatch.setattr(train, "LATE", (1,))
+    train.train(tmp_path / "parts", steps=6, minutes=0, **options)
+    whole, parts = (train.load_file(tmp_path / name / "average.safetensors") for name in ("whole", "parts"))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-4)
