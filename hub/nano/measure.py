@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
 from tqdm import tqdm
 
-from tipsomaly import Pipeline
+from tipsomaly import Pipeline, visualization
 from tipsomaly.datasets import Sample, load_mask, read_dataset
 from tipsomaly.images import ImageSource, load_image
 from tipsomaly.metrics import PixelMetrics, image_metrics
@@ -111,6 +111,28 @@ def drawn(pipe: Pipeline, folder: Path) -> str:
     return table("Drawn families kept out of training (pixel / image AUROC)", groups, samples, scored, mean=True)
 
 
+def figure(pipe: Pipeline, folder: Path, out: Path, columns: int = 7) -> None:
+    """The best and the worst localized defects: pictures outlined in red and their anomaly maps, in four rows."""
+    ranked = []
+    for sample in read_dataset(folder, "mvtec"):
+        if sample.label:
+            result, mask = pipe(sample.image, sample.class_name), load_mask(sample)
+            pixels = PixelMetrics()
+            pixels.update(result.anomaly_map, mask)
+            ranked.append((pixels.compute()["pixel_auroc"], result, mask))
+    ranked.sort(key=lambda item: -item[0])
+    rows = []
+    for chosen in (ranked[:: max(1, len(ranked) // (4 * columns))][:columns], ranked[-columns:]):
+        rows.append([visualization.contours(r.image, mask, (255, 30, 30)) for _, r, mask in chosen])
+        rows.append([visualization.heatmap(r.anomaly_map) for _, r, _ in chosen])
+    side = 120
+    sheet = Image.new("RGB", (columns * side, 4 * side))
+    for y, row_of_pictures in enumerate(rows):
+        for x, picture in enumerate(row_of_pictures):
+            sheet.paste(picture.resize((side, side)), (x * side, y * side))
+    sheet.save(out, quality=85)
+
+
 def tiles(pipe: Pipeline, folder: Path) -> str:
     samples = read_dataset(folder, "mvtec")
     scored = score(pipe, [s.image for s in samples], ["tile"] * len(samples))
@@ -142,6 +164,7 @@ if __name__ == "__main__":
     parser.add_argument("--image-size", type=int, help="input side in pixels; default: the model's")
     parser.add_argument("--pictures", type=int, default=64, help="drawn pictures of each family, a multiple of 16")
     parser.add_argument("--drawn-seed", type=int, default=2, help="another seed than the one that sizes are chosen on")
+    parser.add_argument("--figure", type=Path, help="draw the best and the worst localized defects to this file")
     parser.add_argument("--tiles", type=Path, help="magnetic tiles in MVTec AD's layout")
     parser.add_argument("--solar-cells", action="store_true", help="needs `pip install elpv-dataset`")
     args = parser.parse_args()
@@ -151,6 +174,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         render(Path(folder), list(HELD_OUT), args.pictures, 224, args.drawn_seed)
         print(drawn(pipe, Path(folder)))
+        if args.figure:
+            figure(pipe, Path(folder), args.figure)
     if args.tiles:
         print(tiles(pipe, args.tiles))
     if args.solar_cells:
