@@ -344,6 +344,10 @@ def _snapshot(repository: str, revision: str | None = None, patterns: Sequence[s
                 reason = f"it answers {response.status_code}"
             else:
                 reason = first_line(error.__cause__ or error)
+            if response is not None and response.status_code == 401:
+                raise _NotThereError(
+                    f"{repository}: the Hub answers 401; is the token right? `hf auth login`"
+                ) from None
             if not isinstance(error, errors.LocalEntryNotFoundError):
                 raise ModelError(f"{repository}: {reason}; what came is kept, run again to go on") from None
             if _offline():
