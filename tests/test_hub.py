@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import runpy
 import subprocess
 import sys
 import threading
@@ -38,7 +39,8 @@ def world(golden, tmp_path, monkeypatch):
         "/released.pth": golden.prompts_pth.read_bytes(),
     }
     released = hashlib.sha256(bucket.files["/released.pth"]).hexdigest()
-    monkeypatch.setitem(BACKBONES[V1].prompts, "mvtec", Prompts("MVTec AD", "released.pth", released))
+    for name in BACKBONES[V1].prompts:
+        monkeypatch.setitem(BACKBONES[V1].prompts, name, Prompts("MVTec AD", "released.pth", released))
     environment = {
         "HF_ENDPOINT": stand_in.url,
         "HF_HOME": str(tmp_path / "hf"),
@@ -475,6 +477,53 @@ def test_push_to_hub_and_back_changes_no_bit(world, golden, monkeypatch):
     with pytest.raises(ModelError, match=r"^acme/mine: the upload failed: .*403") as caught:
         golden.pipe.push_to_hub("acme/mine")
     assert "\n" not in str(caught.value)
+
+
+def publish_with(monkeypatch, *arguments: object) -> None:
+    """`python hub/publish.py ...` in this process, where the stand-ins are."""
+    script = runpy.run_path(str(Path(__file__).parent.parent / "hub" / "publish.py"))
+    monkeypatch.setattr(sys, "argv", ["publish.py", *map(str, arguments)])
+    script["main"]()
+
+
+def test_publishing_lists_and_then_uploads_a_folder_with_its_card(world, golden, monkeypatch, capsys):
+    arguments = ("--org", "acme", "--build", world.folder / "build", V1)
+    publish_with(monkeypatch, "--dry-run", *arguments)
+    listed = dict(
+        reversed(line.split()) for line in capsys.readouterr().out.splitlines() if ".safe" in line or ".md" in line
+    )
+    assert set(listed) == {"README.md", "model.safetensors", "prompts/mvtec.safetensors", "prompts/visa.safetensors"}
+    assert world.hub.created == []
+    folder = world.folder / "build" / V1
+    card = (folder / "README.md").read_text()
+    for path, content in world.bucket.files.items():
+        assert hashlib.sha256(content).hexdigest() in card, path
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in card
+    assert "$" not in card
+    assert score(Pipeline.from_pretrained(folder), golden) == score(golden.pipe, golden)
+
+    with pytest.raises(SystemExit, match="settings/tokens"):
+        publish_with(monkeypatch, *arguments)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    publish_with(monkeypatch, *arguments)
+    assert {
+        name: f"{len(content):,}" for name, content in world.hub.repositories[f"acme/{V1}"].items()
+    }.items() >= listed.items()
+    monkeypatch.setattr(hub, "cache_folder", lambda: world.folder / "fresh")
+    assert score(Pipeline.from_pretrained(V1, prompts="visa"), golden) == score(golden.pipe, golden)
+
+
+def test_publishing_nano_and_the_space(world, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    publish_with(monkeypatch, "--org", "acme", "--build", world.folder / "build", "nano", "space")
+    nano = world.hub.repositories["acme/nano"]
+    assert nano["model.safetensors"] == (hub.BUNDLED["nano"] / "model.safetensors").read_bytes()
+    space = world.hub.repositories["spaces/acme/tipsomaly"]
+    assert {"app.py", "requirements.txt", "README.md", "tipsomaly/pipeline.py", "tipsomaly/nano/config.json"} <= set(
+        space
+    )
+    assert not [name for name in space if "__pycache__" in name or name.startswith((".", "tests/", "hub/"))]
+    assert world.hub.created[1]["sdk"] == "gradio"
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -250,13 +250,19 @@ def _fetch_backbone(name: str, revision: str | None) -> Path:
             raise ModelError(f"{error}; Google's release, which would do instead, has no revisions") from None
         if _offline():
             raise
-    return _convert_release(name, converted)
+    return convert_release(name)
 
 
-def _convert_release(name: str, out: Path) -> Path:
-    """Fetch a release and convert it, once: `out` appears when it is whole."""
+def convert_release(name: str) -> Path:
+    """The model folder made from Google's release of a backbone, once: it appears in the cache when it is whole.
+
+    Its source.json says of each file of the release the url, size and sha256. Raises ModelError.
+    """
     from tipsomaly.convert import convert
 
+    out = cache_folder() / "models" / name
+    if out.is_dir():
+        return out
     downloads = cache_folder() / "downloads" / name
     with lock(cache_folder() / f"{name}.lock"):
         if out.is_dir():  # another process was faster
@@ -388,6 +394,18 @@ def _hub_prompts(repository: str, file: str | None, revision: str | None) -> Pat
     return found[0]
 
 
+def find_token() -> str:
+    """The user's Hub token; ModelError, with the way to get one, where there is none."""
+    from huggingface_hub import get_token
+
+    if token := get_token():
+        return token
+    raise ModelError(
+        "no Hub token: make one with write access at https://huggingface.co/settings/tokens, then run `hf auth login` "
+        "or set HF_TOKEN"
+    )
+
+
 def upload(
     folder: Path,
     repository: str,
@@ -401,15 +419,9 @@ def upload(
 
     Raises ModelError, in one line, without a token or when the Hub refuses.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
-    token = token or get_token()
-    if not token:
-        raise ModelError(
-            "no Hub token: make one with write access at https://huggingface.co/settings/tokens, then run "
-            "`hf auth login` or set HF_TOKEN"
-        )
-    api = HfApi(token=token)
+    api = HfApi(token=token or find_token())
     try:
         sdk = "gradio" if kind == "space" else None
         url = api.create_repo(repository, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
