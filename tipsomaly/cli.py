@@ -9,15 +9,18 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Annotated, NoReturn
 
+import torch
 import typer
 from tqdm import tqdm
 
 from tipsomaly import __version__, visualization
-from tipsomaly.hub import BUNDLED, ModelError, resolve
+from tipsomaly.catalogue import BACKBONES, ModelError
+from tipsomaly.hub import BUNDLED, ModelFolder, where_cached
 from tipsomaly.images import SUFFIXES, ImageError, printable
 from tipsomaly.pipeline import DTYPES, MODES, Pipeline
 from tipsomaly.prompts import ENSEMBLES, clean_class_name
 from tipsomaly.result import Result
+from tipsomaly.tips import Tips
 
 app = typer.Typer(
     help="Zero-shot visual anomaly detection: is the thing on this picture defective, and where?",
@@ -39,8 +42,12 @@ Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
 Mode = Enum("Mode", {name: name for name in MODES}, type=str)
 DType = Enum("DType", {name: name for name in ("auto", *DTYPES)}, type=str)
 
-ModelOption = Annotated[str, typer.Option(help="A bundled name or a model folder.")]
-PromptsOption = Annotated[str | None, typer.Option(help="A prompt set of the model, or a prompts .safetensors file.")]
+ModelOption = Annotated[
+    str, typer.Option(help="A name of `tipsomaly models`, a model folder, or org/name[@revision] on the Hub.")
+]
+PromptsOption = Annotated[
+    str | None, typer.Option(help="A prompt set of the model, a .safetensors file, or org/name[:set] on the Hub.")
+]
 ClassOption = Annotated[str, typer.Option(help="What is on the pictures, in a word or two.", callback=_class_name)]
 DomainOption = Annotated[Domain, typer.Option(help="Which fixed prompts describe normal and abnormal.")]
 SizeOption = Annotated[
@@ -191,12 +198,26 @@ def convert_prompts(
 
 @app.command()
 def models() -> None:
-    """List the models that are at hand."""
-    for name in BUNDLED:
-        folder = resolve(name)
-        config, size = folder.read_config(), folder.read_image_size()
-        prompts = ", ".join(folder.prompt_sets()) or "none"
-        print(f"{name}: bundled, width {config.vision.dim}, {size} px, learned prompts: {prompts}")
+    """List the models that have a name: parameters (vision + text, in millions), width, default input size, released
+    prompts, licence, and where each is cached. Any model folder and any org/name on the Hub does as well."""
+    rows = [("NAME", "PARAMETERS", "WIDTH", "PIXELS", "PROMPTS", "LICENCE", "CACHED")]
+    for name, path in BUNDLED.items():
+        folder = ModelFolder(path, name)
+        config = folder.read_config()
+        with torch.device("meta"):
+            towers = Tips(config)
+        counts = [sum(p.numel() for p in t.parameters()) / 1e6 for t in (towers.vision_encoder, towers.text_encoder)]
+        size, prompts = folder.read_image_size(config), ", ".join(folder.prompt_sets()) or "-"
+        rows.append((name, f"{counts[0]:.1f} + {counts[1]:.1f}", config.vision.dim, size, prompts, "MIT", "bundled"))
+    for name, b in BACKBONES.items():
+        prompts, cached = ", ".join(b.prompts) or "-", where_cached(name) or "-"
+        rows.append(
+            (name, f"{b.parameters[0]} + {b.parameters[1]}", b.width, b.default_size, prompts, b.licence, cached)
+        )
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nWithout prompts a model needs --prompts (train some with tipsomaly.training) or --mode fixed.")
 
 
 def _version(wanted: bool) -> None:

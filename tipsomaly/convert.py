@@ -32,6 +32,7 @@ def convert(
     heads: int | None = None,
     text_heads: int | None = None,
     image_size: int | None = None,
+    dtype: str | None = None,
 ) -> TipsConfig:
     """Write the model folder `out` from a released TIPS checkpoint; every size is read from the arrays.
 
@@ -39,6 +40,8 @@ def convert(
     text_heads: those of the text tower, where they differ.
     image_size: default input side in pixels; without it 518 for a checkpoint trained at 448 (the paper's choice), else
         the side it was trained at.
+    dtype: "float32", "bfloat16" or "float16" for every array; without it each keeps its own. The half-precision ones
+        halve the file and round the text tower's weights too, which prototypes are sensitive to.
 
     Arrays are copied one by one, so memory stays at the largest of them. Raises ModelError.
     """
@@ -62,7 +65,7 @@ def convert(
         write_configs(out, config, (side, side))
         if Path(tokenizer_model).resolve() != (out / "tokenizer.model").resolve():
             shutil.copyfile(tokenizer_model, out / "tokenizer.model")
-        _write_safetensors(out / "model.safetensors", sources)
+        _write_safetensors(out / "model.safetensors", sources, dtype)
     return config
 
 
@@ -170,18 +173,24 @@ class _Npz:
         self._zip.close()
 
 
-def _write_safetensors(path: Path, sources: Mapping[str, tuple[_Npz, str]]) -> None:
+KINDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""The names of the dtypes in a safetensors file."""
+
+
+def _write_safetensors(path: Path, sources: Mapping[str, tuple[_Npz, str]], target: str | None = None) -> None:
     """The safetensors format is a length, a JSON header and the bytes, so arrays can be streamed; the library's own
     writer wants them all in memory. The file gets its name when it is whole."""
-    kinds = {"float32": "F32", "float16": "F16"}
+    if target not in (None, *KINDS):
+        raise ModelError(f"unknown dtype {target!r}: choose {', '.join(KINDS)}")
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (npz, key) in sources.items():
         shape, dtype = npz.shapes[key]
-        if dtype.name not in kinds:
+        if dtype.name not in ("float32", "float16"):  # numpy has no bfloat16
             raise ModelError(f"{npz.path}: array {key!r} is {dtype.name}, expected float32 or float16")
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": kinds[dtype.name], "shape": shape, "data_offsets": [offset, end]}
+        kind = target or dtype.name
+        end = offset + math.prod(shape) * (4 if kind == "float32" else 2)
+        header[name] = {"dtype": KINDS[kind], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -191,10 +200,21 @@ def _write_safetensors(path: Path, sources: Mapping[str, tuple[_Npz, str]]) -> N
             file.write(len(encoded).to_bytes(8, "little") + encoded)
             for npz, key in sources.values():
                 array = npz[key]
+                if target:
+                    array = _cast(array, target, f"{npz.path}: array {key!r}")
                 file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _cast(array: np.ndarray, dtype: str, what: str) -> np.ndarray:
+    """The array rounded to a dtype; bfloat16 as the 16-bit integers of its bits."""
+    native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    cast = torch.from_numpy(native).to(getattr(torch, dtype))
+    if not cast.isfinite().all():
+        raise ModelError(f"{what} has values that {dtype} cannot hold")
+    return (cast.view(torch.int16) if dtype == "bfloat16" else cast).numpy()
 
 
 def _temperature(text: _Npz) -> float:

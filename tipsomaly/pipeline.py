@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, overload
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tipsomaly import scoring
-from tipsomaly.hub import ModelError, resolve, write_configs
+from tipsomaly.catalogue import BACKBONES, ModelError
+from tipsomaly.hub import find_prompts, released_prompts, resolve, upload, write_configs
 from tipsomaly.images import ImageError, ImageSource, load_image, to_pixels
 from tipsomaly.prompts import LearnedPrompts, PromptEnsemble, clean_class_name, ensemble, prototypes
 from tipsomaly.result import Result
@@ -62,8 +64,8 @@ class Pipeline:
         self.sigma = sigma
         if learned is None and mode != "fixed":
             raise ModelError(
-                f"the mode {mode!r} needs learned prompts and this model has none: pass prompts=..., train some, "
-                "or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
+                f"the mode {mode!r} needs learned prompts and this model has none: pass prompts=..., train some "
+                "with tipsomaly.training, or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
             )
         if learned is not None and learned.normal.shape[1] != config.text.dim:
             made_for = learned.metadata.get("backbone", "another model")
@@ -78,6 +80,7 @@ class Pipeline:
         cls,
         model: str | Path = "nano",
         *,
+        revision: str | None = None,
         prompts: str | Path | LearnedPrompts | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
@@ -86,37 +89,38 @@ class Pipeline:
         mode: Mode = "decoupled",
         sigma: float = scoring.SIGMA,
     ) -> "Pipeline":
-        """Load a bundled model by name ("nano": no network, CPU) or a model folder.
+        """Load a model by name: "nano" (bundled: no network, CPU), a model folder, `org/name` on the Hub, or a released
+        backbone such as "tips-l14-hr" (see `tipsomaly models`), which is fetched and converted once.
 
-        prompts: the name of a prompt set in the model folder, or a .safetensors file. Without it the set named after
-            the domain is taken, else the first one.
+        revision: branch, tag or commit of a Hub repository.
+        prompts: the name of a prompt set of the model, a .safetensors file, or `org/name[:set]` on the Hub. Without it
+            the set named after the domain is taken, else the first one.
         device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU if there is one.
         dtype: of the vision tower, "float32", "bfloat16" or "float16"; "auto" is float32 on CPU, bfloat16 on GPU.
         image_size: side or (height, width) in pixels, multiples of 14; the model folder's default otherwise.
 
         Raises ModelError, in one line, for a model, prompt set or option that cannot be used.
         """
-        folder = resolve(model)
         device = choose_device(device)
-        config = folder.read_config()
-        tips = folder.read_tips(config, device, choose_dtype(dtype, device))
-        if not isinstance(prompts, LearnedPrompts) and not (prompts is None and mode == "fixed"):
-            sets = folder.prompt_sets()
-            preferred = sorted(sets, key=lambda name: (name != domain, name))
-            if prompts is None:
-                prompts = sets[preferred[0]] if sets else None
-            elif str(prompts) in sets:
-                prompts = sets[str(prompts)]
-            elif not Path(prompts).expanduser().is_file():
-                known = f"this model has {', '.join(sets)}" if sets else "this model has none"
-                raise ModelError(f"no prompt set or file {str(prompts)!r}: {known}")
-            if prompts is not None:
-                prompts = LearnedPrompts.load(Path(prompts).expanduser())
+        tower_dtype = choose_dtype(dtype, device)
+        folder = resolve(model, revision)
+        if prompts is None and mode != "fixed":
+            sets = sorted(folder.prompt_sets() or released_prompts(folder))
+            prompts = domain if domain in sets else next(iter(sets), None)
+        if isinstance(prompts, str | Path):
+            try:
+                prompts = LearnedPrompts.load(find_prompts(folder, prompts))
+            except ValueError as error:
+                raise ModelError(str(error)) from None
+        made_for = prompts.metadata.get("backbone") if prompts else None
+        if made_for in BACKBONES and folder.name in BACKBONES and made_for != folder.name:
+            raise ModelError(f"these prompts were trained on {made_for}, the model is {folder.name}")
+        tips = folder.read_tips(device, tower_dtype)
         return cls(
             tips,
-            folder.read_tokenizer(config.text.max_length),
+            folder.read_tokenizer(tips.config.text.max_length),
             prompts,
-            image_size=image_size or folder.read_image_size(),
+            image_size=image_size or folder.read_image_size(tips.config),
             domain=domain,
             mode=mode,
             sigma=sigma,
@@ -224,6 +228,13 @@ class Pipeline:
         (folder / "tokenizer.model").write_bytes(self.tokenizer.model)
         if self.learned is not None:
             self.learned.save(folder / "prompts" / f"{self.learned.metadata.get('name', 'default')}.safetensors")
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Publish what `save_pretrained` writes as the Hub repository `org/name`, made if it is not there, and return
+        its address. The token is the one of `hf auth login` or HF_TOKEN unless given. Raises ModelError."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repository, private=private, token=token)
 
     @torch.inference_mode()
     def _score(self, tokens: ImageTokens, pictures: list["_Picture"], class_name: str, mode: Mode) -> list[Result]:

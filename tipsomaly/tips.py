@@ -8,6 +8,7 @@ Parameter names are those of the released npz files, so a checkpoint is `vision_
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -355,8 +356,6 @@ class Tips(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        # A model trained in transformers carries its temperature as a tensor; the configuration holds ours.
-        state = {name: value for name, value in state.items() if name != "temperature"}
         if missing := sorted(expected.keys() - state.keys()):
             raise ValueError(f"checkpoint lacks {len(missing)} of {len(expected)} tensors, first {missing[0]!r}")
         if unexpected := sorted(state.keys() - expected.keys()):
@@ -366,6 +365,46 @@ class Tips(nn.Module):
                 raise ValueError(f"{name!r} has shape {tuple(state[name].shape)}, the configuration wants {shape}")
         model.load_state_dict(state, strict=True, assign=True)
         return model.eval().requires_grad_(False)
+
+
+_RENAMED = [
+    (r"^vision_model\.(embeddings\.)?", "vision_encoder."),
+    (r"^text_model\.(embeddings\.)?", "text_encoder."),
+    (r"^(vision_encoder\.)patch_embeddings\.projection\.", r"\1patch_embed.proj."),
+    (r"^(vision_encoder\.)position_embeddings$", r"\1pos_embed"),
+    (r"^(vision_encoder\.)encoder\.layer\.", r"\1blocks."),
+    (r"^(vision_encoder\.)layernorm\.", r"\1norm."),
+    (r"^(vision_encoder\..*\.)attention\.o_proj\.", r"\1attn.proj."),
+    (r"^(vision_encoder\..*\.)attention\.[qkv]_proj\.", r"\1attn.qkv."),
+    (r"^(vision_encoder\..*\.)layer_scale([12])\.lambda1$", r"\1ls\2.gamma"),
+    (r"^(vision_encoder\..*\.mlp\.)down_proj\.", r"\1w3."),
+    (r"^(vision_encoder\..*\.mlp\.)(gate|up)_proj\.", r"\1w12."),
+    (r"^(vision_encoder\..*\.mlp\.)c_fc\.", r"\1fc1."),
+    (r"^(vision_encoder\..*\.mlp\.)c_proj\.", r"\1fc2."),
+    (r"^(text_encoder\.)encoder\.layers\.", r"\1transformer.resblocks."),
+    (r"^(text_encoder\.)final_layer_norm\.", r"\1ln_final."),
+    (r"^(text_encoder\..*\.)layer_norm([12])\.", r"\1ln_\2."),
+    (r"^(text_encoder\..*\.)self_attn\.out_proj\.", r"\1attn.out_proj."),
+    (r"^(text_encoder\..*\.)self_attn\.[qkv]_proj\.", r"\1attn.in_proj_"),
+    (r"^(text_encoder\..*\.mlp\.)fc1\.", r"\1c_fc."),
+    (r"^(text_encoder\..*\.mlp\.)fc2\.", r"\1c_proj."),
+]
+_PARTS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+
+
+def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the released names, which it may already have, where `transformers.Tipsv2Model` gave it its own:
+    there queries, keys and values are matrices of their own, and so are the two halves of SwiGLU's first."""
+    joined: dict[str, dict[int, Tensor]] = {}
+    for name, value in state.items():
+        part = next((i for i, p in enumerate(_PARTS) if f".{p}." in name), 0)
+        for pattern, replacement in _RENAMED:
+            name = re.sub(pattern, replacement, name)
+        joined.setdefault(name, {})[part] = value
+    return {
+        name: torch.cat([parts[i] for i in sorted(parts)]) if len(parts) > 1 else next(iter(parts.values()))
+        for name, parts in joined.items()
+    }
 
 
 def _side(size: int | Sequence[int]) -> int:

@@ -1,0 +1,141 @@
+"""Build and publish what belongs on the Hub: `python hub/publish.py --org ORG [--dry-run] [NAME ...]`.
+
+A NAME is a backbone of TIPS v1, `nano`, or `space` for the web demo; without any it is all of them. Backbones are made
+from Google's release and get the learned prompts that were released for them; TIPS v2 is on the Hub already, from
+Google itself. `--dry-run` builds the folders and lists what would go where, and uploads nothing.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from string import Template
+
+from tipsomaly.catalogue import BACKBONES, Backbone, ModelError, organisation
+from tipsomaly.hub import BUNDLED, WEIGHTS, ModelFolder, convert_release, find_prompts, find_token, upload
+
+HUB = Path(__file__).parent
+ROOT = HUB.parent
+SPACE = ["app.py", "requirements.txt", "pyproject.toml", "README.md", "LICENSE", "tipsomaly/**/*", "examples/**/*"]
+
+PAPER = {
+    "tips-l14-hr": """| data set | image AUROC | pixel AUROC |
+|---|---|---|
+| MVTec AD | 93.4 | |
+| VisA | 87.7 | 95.9 |
+| BTAD | 95.0 | |
+| DTD-Synthetic | 99.4 | 99.3 |
+| DAGM | 99.7 | |
+| KSDD | | 99.5 |
+
+They are the paper's claims, in percent, as listed for arXiv 2602.03594 on wizwand.com. We did not measure them."""
+}
+"""The paper's numbers, where we can say where they come from."""
+
+NO_PROMPTS = """
+No learned prompts were released for this backbone, and the map needs some: train them (`tipsomaly.training`) and pass
+them as `prompts="mine.safetensors"`. Fixed prompts alone, `mode="fixed"`, score pictures but localize poorly.
+"""
+
+
+def build(name: str, org: str, out: Path) -> Path:
+    """The folder of a model as it is published, under `out`; ModelError if the release cannot be fetched."""
+    folder = out / name
+    shutil.rmtree(folder, ignore_errors=True)
+    if name in BUNDLED:
+        shutil.copytree(BUNDLED[name], folder)
+        return folder
+    shutil.copytree(convert_release(name), folder, copy_function=link)
+    for prompts in BACKBONES[name].prompts:
+        path = folder / "prompts" / f"{prompts}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(find_prompts(ModelFolder(folder, name), prompts), path)
+    (folder / "README.md").write_text(card(BACKBONES[name], f"{org}/{name}", folder), encoding="utf-8")
+    return folder
+
+
+def card(backbone: Backbone, repository: str, folder: Path) -> str:
+    """The model card. What it says of files is read from the folder."""
+    records = json.loads((folder / "source.json").read_text(encoding="utf-8"))
+    records += [{"url": p.source.url, "size": None, "sha256": p.sha256} for p in backbone.prompts.values()]
+    first = next(iter(backbone.prompts), None)
+    tags = ["apache-2.0", "cc-by-4.0", *(["mit"] if first else [])]
+    licence = "Google releases TIPS under Apache-2.0 (software) and CC-BY 4.0 (all other material)."
+    if first:
+        licence += " The learned prompts are by the paper's authors (github.com/AlirezaSalehy/Tipsomaly), MIT."
+    measured = HUB / "measured" / f"{backbone.name}.md"
+    with (folder / WEIGHTS).open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Template((HUB / "card.md").read_text(encoding="utf-8")).substitute(
+        name=backbone.name,
+        repository=repository,
+        title=f"TIPS {backbone.name.removeprefix('tips-')}",
+        licence_tags="\n".join(f"- {tag}" for tag in tags),
+        vision_depth=backbone.depths[0],
+        text_depth=backbone.depths[1],
+        vision_parameters=backbone.parameters[0],
+        text_parameters=backbone.parameters[1],
+        width=backbone.width,
+        image_size=backbone.image_size,
+        default_size=backbone.default_size,
+        prompts=", ".join(f"`{n}` (trained on {p.trained_on})" for n, p in backbone.prompts.items()) or "none",
+        options=f', prompts="{first}"' if first else ', mode="fixed"',
+        flags=f" --prompts {first}" if first else " --mode fixed",
+        without_prompts="" if first else NO_PROMPTS,
+        sources="\n".join(f"| {r['url']} | {r['size'] or ''} | `{r['sha256']}` |" for r in records),
+        sha256=sha256,
+        licence=licence,
+        paper=PAPER.get(backbone.name, "None: the paper's main results are with `tips-l14-hr`."),
+        measured=measured.read_text(encoding="utf-8").strip() if measured.exists() else "Nothing yet.",
+    )
+
+
+def contents(folder: Path, patterns: list[str]) -> list[str]:
+    """The files of a folder that match, without Python's own leavings."""
+    paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path in paths if "__pycache__" not in path.parts)
+
+
+def link(source: str, target: str) -> None:
+    """A hard link where the file system can, else a copy: the weights have gigabytes."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def main() -> None:
+    names = [*BUNDLED, *(name for name, backbone in BACKBONES.items() if backbone.version == 1), "space"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(names)}; default: all")
+    parser.add_argument("--org", default=organisation(), help="who publishes: an organisation or a user (%(default)s)")
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "hub", help="where folders are built")
+    parser.add_argument("--private", action="store_true", help="make new repositories private")
+    parser.add_argument("--dry-run", action="store_true", help="list what would go where; upload nothing")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.names) - set(names)):
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(names)}")
+    try:
+        if not options.dry_run:
+            find_token()  # before gigabytes are fetched in vain
+        for name in options.names or names:
+            kind = "space" if name == "space" else "model"
+            repository = f"{options.org}/{'tipsomaly' if kind == 'space' else name}"
+            folder = ROOT if kind == "space" else build(name, options.org, options.build)
+            files = contents(folder, SPACE if kind == "space" else ["**/*"])
+            print(f"{kind} {repository}")
+            for file in files:
+                print(f"  {(folder / file).stat().st_size:>13,}  {file}")
+            if options.dry_run:
+                print("  (dry run: nothing was uploaded)")
+            else:
+                print(f"  {upload(folder, repository, files, kind=kind, private=options.private or None)}")
+    except (ModelError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
