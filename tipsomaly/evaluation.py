@@ -125,10 +125,9 @@ class Evaluation:
         rows.append(["**mean**", *map(mean.get, METRICS)])
         text = f"{self.strategy}, in percent; mean over classes.\n\n"
         if self.paper:
-            rows.append(
-                [f"{self.paper.name}: paper, TIPS-L/14-HR, not measured here", *map(self.paper.metrics.get, METRICS)]
-            )
-        text += table(["class", *METRICS], rows, unknown="n/a" if not self.paper else "-")
+            known = [self.paper.metrics.get(name, "-") for name in METRICS]
+            rows.append([f"{self.paper.name}: paper, TIPS-L/14-HR, not measured here", *known])
+        text += table(["class", *METRICS], rows)
         missing = [f"{name}: {', '.join(left_out[name])}" for name in METRICS if left_out[name]]
         return text + ("\nNot defined, and left out of the mean: " + "; ".join(missing) + ".\n" if missing else "")
 
@@ -168,11 +167,11 @@ class Evaluation:
             write_atomically(folder / f"results.{suffix}", content)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str | float | None]], unknown: str = "n/a") -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
     """A Markdown table with columns aligned for a terminal, too; numbers in [0, 1] as percentages."""
 
     def text(cell: str | float | None) -> str:
-        return unknown if cell is None else cell if isinstance(cell, str) else f"{100 * cell:.1f}"
+        return "n/a" if cell is None else cell if isinstance(cell, str) else f"{100 * cell:.1f}"
 
     cells = [list(header), *([text(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
