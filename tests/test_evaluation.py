@@ -76,9 +76,9 @@ def test_variants_that_share_tokens_and_maps_score_as_alone(golden, pipe, sample
     pipes = [pipe.with_options(mode=mode) for mode in ("fixed", "learned", "decoupled")]
     pipes.append(pipe.with_options(domain="medical"))
     variants = [*map(Variant, pipes), Variant(pipe, layer=0), Variant(pipe, layer=-1)]
-    results = score_class(variants, group)
+    results = score_class(variants, group)()
     for pipeline, result in zip(pipes, results, strict=False):
-        assert result.metrics() == pytest.approx(score_class([Variant(pipeline)], group)[0].metrics(), abs=1e-6)
+        assert result.metrics() == pytest.approx(score_class([Variant(pipeline)], group)()[0].metrics(), abs=1e-6)
     assert results[2] == results[5]  # the last layer is the default
     assert results[1].pixels == results[2].pixels == results[3].pixels != results[0].pixels
     assert results[2].pictures[0].global_score != results[3].pictures[0].global_score

@@ -86,7 +86,7 @@ def ablate(
     with tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar:
         for class_name, group in by_class(samples).items():
             bar.set_description(class_name)
-            results = dict(zip(variants, score_class(list(variants.values()), group, batch_size, bar), strict=True))
+            results = dict(zip(variants, score_class(list(variants.values()), group, batch_size, bar)(), strict=True))
             for name, result in results.items():
                 per_class[name][class_name] = result.metrics()
             for strategy in STRATEGIES:

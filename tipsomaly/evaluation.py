@@ -8,9 +8,11 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -28,6 +30,11 @@ from tipsomaly.pipeline import Pipeline
 
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro", "aupro_200")
 """The columns of a table, from the highest level to the lowest."""
+
+AHEAD = 16
+"""Batches that wait to be measured at most."""
+CLASSES_AHEAD = 4
+"""Classes that are measured at a time at most."""
 
 _MVTEC = "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
 _VISA = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum"
@@ -95,6 +102,12 @@ class ClassResult:
     class_name: str
     pictures: tuple[PictureScore, ...]
     pixels: Metrics
+
+    @classmethod
+    def from_json(cls, path: Path) -> "ClassResult":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        pictures = tuple(PictureScore(**picture) for picture in content["pictures"])
+        return cls(content["class_name"], pictures, content["pixels"])
 
     def metrics(self, strategy: str = "S5") -> Metrics:
         """All METRICS; None where one is not defined, as for a class without defects."""
@@ -210,25 +223,37 @@ def evaluate(
         raise DatasetError("no pictures to evaluate")
     output = Path(output) if output else None
     settings = pipeline.settings()
-    results = []
+    results: dict[str, ClassResult] = {}
+    waiting: deque[tuple[str, Path | None, Callable[[], list[ClassResult]]]] = deque()
+
+    def finish_first() -> None:
+        class_name, store, finish = waiting.popleft()
+        [results[class_name]] = finish()
+        if store:
+            write_atomically(store, json.dumps(asdict(results[class_name])))
+
+    groups = by_class(samples)
     with tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar:
-        for class_name, group in by_class(samples).items():
+        for class_name, group in groups.items():
             bar.set_description(class_name)
             slug = re.sub(r"\W+", "_", class_name)[:60]
             key = digest(["classes-v1", settings, states(group)])
             store = output / "classes" / f"{slug}-{key[:16]}.json" if output else None
             if store and store.is_file():
-                content = json.loads(store.read_text(encoding="utf-8"))
-                result = ClassResult(
-                    class_name, tuple(PictureScore(**picture) for picture in content["pictures"]), content["pixels"]
-                )
+                results[class_name] = ClassResult.from_json(store)
                 bar.update(len(group))
-            else:
-                [result] = score_class([Variant(pipeline)], group, batch_size, bar)
-                if store:
-                    write_atomically(store, json.dumps(asdict(result)))
-            results.append(result)
-    evaluation = Evaluation(tuple(results), settings, strategy, paper_results(samples, layout))
+                continue
+            try:
+                waiting.append((class_name, store, score_class([Variant(pipeline)], group, batch_size, bar)))
+            except BaseException:
+                while waiting:  # classes that only wait for their maps are not lost
+                    finish_first()
+                raise
+            if len(waiting) == CLASSES_AHEAD:
+                finish_first()
+        while waiting:
+            finish_first()
+    evaluation = Evaluation(tuple(results[name] for name in groups), settings, strategy, paper_results(samples, layout))
     if output:
         evaluation.save(output)
     return evaluation
@@ -237,8 +262,9 @@ def evaluate(
 @torch.inference_mode()
 def score_class(
     variants: Sequence[Variant], samples: Sequence[Sample], batch_size: int = 16, bar: tqdm | None = None
-) -> list[ClassResult]:
-    """The results of each variant for the pictures of one class; the pipelines share towers, input size and sigma."""
+) -> Callable[[], list[ClassResult]]:
+    """Encode the pictures of one class. What is returned waits until their maps are measured, too, and gives the result
+    of each variant; the variants' pipelines share towers, input size and sigma."""
     first, class_name = variants[0].pipeline, samples[0].class_name
     temperature, size = first.tips.config.temperature, first.image_size
     depth = first.tips.config.vision.depth
@@ -252,20 +278,24 @@ def score_class(
     image_level: list[list[tuple[float, float]]] = [[] for _ in variants]
     patch_level: dict[Any, list[tuple[float, float | None]]] = {key: [] for key in pixels}
 
-    def add_maps(key: Any, patch_maps: np.ndarray, masks: list[np.ndarray | None]) -> None:
-        for patch_map, mask in zip(patch_maps, masks, strict=True):
+    read_mask = lru_cache(maxsize=4 * batch_size)(load_mask)  # the variants' threads are about as far as each other
+
+    def measure(key: Any, patch_maps: np.ndarray, chosen: Sequence[Sample]) -> None:
+        for patch_map, sample in zip(patch_maps, chosen, strict=True):
             localization = None
             if with_masks:
+                mask = read_mask(sample, size) if sample.mask else None
                 anomaly_map = scoring.anomaly_map(patch_map, size, sigma=first.sigma)
                 pixels[key].update(anomaly_map, mask)
                 if mask is not None and mask.any() and not mask.all():
                     localization = float(anomaly_map[mask].mean() - anomaly_map[~mask].mean())
             patch_level[key].append((float(patch_map.max()), localization))
 
-    # Maps are measured in threads while the next batch is in the towers.
-    jobs: list[Future] = []
+    # Each map is measured in a thread of its own, beside the towers, which need not wait for it at the end of a class.
+    lanes = {key: ThreadPoolExecutor(1, thread_name_prefix="measure") for key in pixels}
+    jobs: deque[Future] = deque()
     done = 0
-    with ThreadPoolExecutor(len(pixels) if len(pixels) < 4 else 4) as pool:
+    try:
         for batch in first.pixels([sample.image for sample in samples], batch_size):
             tokens = dict(zip(layers, first.encode_layers(batch, layers), strict=True))
             both = torch.stack([tokens[depth - 1].object, tokens[depth - 1].spatial], dim=1)
@@ -273,35 +303,38 @@ def score_class(
                 scores += scoring.anomaly_probability(both, prototypes, temperature).cpu().tolist()
             chosen = samples[done : done + len(batch)]
             done += len(batch)
-            for job in jobs:
-                job.result()
-            masks = [load_mask(sample, size) if with_masks and sample.mask else None for sample in chosen]
-            jobs = [
-                pool.submit(
-                    add_maps,
-                    key,
-                    scoring.anomaly_probability(tokens[key[0]].patches, prototypes, temperature).cpu().numpy(),
-                    masks,
-                )
-                for key, prototypes in local_prototypes.items()
-            ]
+            for key, prototypes in local_prototypes.items():
+                patches = scoring.anomaly_probability(tokens[key[0]].patches, prototypes, temperature)
+                jobs.append(lanes[key].submit(measure, key, patches.cpu().numpy(), chosen))
+            while len(jobs) > AHEAD * len(lanes):
+                jobs.popleft().result()
             if bar is not None:
                 bar.update(len(chosen))
+        computed = {key: lane.submit(pixels[key].compute) for key, lane in lanes.items()}
+    except BaseException:
+        for job in jobs:
+            job.cancel()
+        raise
+    finally:
+        for lane in lanes.values():
+            lane.shutdown(wait=False)
+
+    def finish() -> list[ClassResult]:
         for job in jobs:
             job.result()
-    none = dict.fromkeys(name for name in METRICS if not name.startswith("image"))
-    measured = {key: metrics.compute() if with_masks else none for key, metrics in pixels.items()}
-    return [
-        ClassResult(
-            class_name,
-            tuple(
-                PictureScore(str(sample.image), sample.defect, sample.label, *image, *patch)
-                for sample, image, patch in zip(samples, scores, patch_level[key], strict=True)
-            ),
-            measured[key],
-        )
-        for key, scores in zip(keys, image_level, strict=True)
-    ]
+        return [
+            ClassResult(
+                class_name,
+                tuple(
+                    PictureScore(str(sample.image), sample.defect, sample.label, *image, *patch)
+                    for sample, image, patch in zip(samples, scores, patch_level[key], strict=True)
+                ),
+                {name: value if with_masks else None for name, value in computed[key].result().items()},
+            )
+            for key, scores in zip(keys, image_level, strict=True)
+        ]
+
+    return finish
 
 
 def save_worst(
