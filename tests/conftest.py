@@ -83,3 +83,23 @@ def golden(tmp_path_factory):
         mask=np.asarray(Image.open(GOLDEN / "mask_0.png").convert("L")) > 127,
         expected=np.load(GOLDEN / "expected.npz"),
     )
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """A data set in MVTec AD's layout: two classes with normal pictures and bright spots, pictures of two sizes."""
+    root, random = tmp_path_factory.mktemp("drawn"), np.random.default_rng(3)
+    for name, height in (("felt", 60), ("metal_nut", 75)):
+        for defect, count in (("good", 4), ("spot", 3)):
+            for i in range(count):
+                pixels, mask = random.normal(120, 20, (height, 70)), np.zeros((height, 70), bool)
+                if defect != "good":
+                    y, x = random.integers(5, 40, 2)
+                    mask[y : y + 12, x : x + 15] = True
+                    path = root / name / "ground_truth" / defect / f"{i:03}_mask.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(path)
+                path = root / name / "test" / defect / f"{i:03}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.where(mask, 250, pixels.clip(0, 255)).astype(np.uint8)).save(path)
+    return root

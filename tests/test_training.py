@@ -1,11 +1,27 @@
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tipsomaly import Pipeline, training
+from tipsomaly.datasets import Sample, read_dataset
 from tipsomaly.images import load_image, to_pixels
 from tipsomaly.prompts import LearnedPrompts
 from tipsomaly.tips import ImageTokens
-from tipsomaly.training import TrainingBatch, initial_prompts, losses, train_prompts
+from tipsomaly.training import (
+    Features,
+    TrainingBatch,
+    TrainingError,
+    encode_samples,
+    initial_prompts,
+    losses,
+    train,
+    train_prompts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +72,149 @@ def test_initial_prompts_follow_their_seed():
     assert torch.equal(initial_prompts(16)[0], initial_prompts(16)[0])
     assert not torch.equal(initial_prompts(16)[0], initial_prompts(16)[1])
     assert not torch.equal(initial_prompts(16)[0], initial_prompts(16, seed=1)[0])
+
+
+# --- Features and training to files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe(golden):
+    return golden.pipe.with_options(image_size=56)
+
+
+@pytest.fixture(scope="module")
+def samples(drawn):
+    return read_dataset(drawn)
+
+
+@pytest.fixture
+def start(golden):
+    return LearnedPrompts(*initial_prompts(golden.config.text.dim, 3), "paper", {"seed": "111"})
+
+
+class Cut(Features):
+    """Features that an interrupt hits in the middle of the second epoch."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.read = 0
+
+    def __getitem__(self, index):
+        self.read += index < len(self)
+        if self.read == len(self) + 2:
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+def test_the_whole_path_equals_the_reference(golden, monkeypatch, tmp_path):
+    expected = golden.expected
+    monkeypatch.setattr(
+        training, "load_mask", lambda sample, size: golden.mask if sample.label else golden.mask & False
+    )
+    pair = [Sample(path, None, "nut", "x", label) for path, label in zip(golden.images, (1, 0), strict=True)]
+    prompts = train(golden.pipe, Features(golden.pipe, pair), tmp_path / "p.safetensors", golden.pipe.learned, epochs=4)
+    np.testing.assert_allclose(prompts.normal, expected["train_seg_normal"], atol=1e-4)
+    np.testing.assert_allclose(prompts.abnormal, expected["train_seg_abnormal"], atol=1e-4)
+    log = [json.loads(line) for line in (tmp_path / "p.log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3, 4]
+    names = ("total", "focal", "dice_abnormal", "dice_normal", "image")
+    np.testing.assert_allclose([[line[n] for n in names] for line in log], expected["train_seg_losses"], atol=1e-4)
+
+
+def test_features_are_what_the_tower_says(pipe, samples, tmp_path):
+    direct = list(encode_samples(pipe, samples, 4))
+    memory, disk = Features(pipe, samples, 4), Features(pipe, samples, 4, tmp_path)
+    assert len(direct) == len(memory) == len(disk) == 4
+    assert memory.nbytes == 2 * disk.nbytes - 14 * 56 * 56  # a mask takes a byte a pixel in both
+    for one, kept, stored in zip(direct, memory, disk, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.tokens, kept.tokens, strict=True))
+        for a, b in zip(one.tokens, stored.tokens, strict=True):
+            np.testing.assert_allclose(a, b.float(), rtol=1e-3, atol=1e-3)
+        for batch in (kept, stored):
+            assert torch.equal(one.masks, batch.masks)
+            assert torch.equal(one.labels, batch.labels)
+
+
+def test_cached_features_are_not_computed_again(pipe, samples, tmp_path, monkeypatch):
+    first, encoded, pixels = Features(pipe, samples, 4, tmp_path), [], Pipeline.pixels
+    monkeypatch.setattr(
+        Pipeline, "pixels", lambda self, images, size: encoded.extend(images) or pixels(self, images, size)
+    )
+    again = Features(pipe.with_options(domain="medical", mode="fixed"), samples, 4, tmp_path)  # no matter for features
+    assert encoded == []
+    assert torch.equal(first[2].tokens.patches, again[2].tokens.patches)
+    for number in (2, 3):  # as after an interrupt
+        next(tmp_path.glob(f"*/00000{number}.safetensors")).unlink()
+    Features(pipe, samples, 4, tmp_path)
+    assert encoded == [s.image for s in samples[8:]]
+    encoded.clear()
+    Features(pipe.with_options(image_size=42), samples, 4, tmp_path)
+    assert len(encoded) == 14
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_interrupted_training_ends_as_without(pipe, samples, start, tmp_path, cached):
+    options = (4, tmp_path / "cache") if cached else (4,)
+    whole, cut = tmp_path / "whole" / "p.safetensors", tmp_path / "cut" / "p.safetensors"
+    train(pipe, Features(pipe, samples, *options), whole, start, epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(pipe, Cut(pipe, samples, *options), cut, start, epochs=3)
+    assert LearnedPrompts.load(cut).metadata["epochs"] == "1"
+    train(pipe, Features(pipe, samples, *options), cut, start, epochs=3)
+    for suffix in (".safetensors", ".log.jsonl"):
+        assert cut.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
+    assert LearnedPrompts.load(whole).metadata == {"seed": "111", "loss": "local", "epochs": "3"}
+    assert Image.open(whole.with_suffix(".png")).width > 400
+
+
+def test_a_finished_training_is_lengthened_or_begun_anew(pipe, samples, start, tmp_path, capsys):
+    features, whole, path = Features(pipe, samples, 8), tmp_path / "whole.safetensors", tmp_path / "p.safetensors"
+    train(pipe, features, whole, start, epochs=2)
+    one = train(pipe, features, path, start, epochs=1)
+    train(pipe, features, path, start, epochs=2)
+    assert path.read_bytes() == whole.read_bytes()
+    assert torch.equal(train(pipe, features, path, start, epochs=1).normal, one.normal)
+    for options in ({"objective": "global"}, {"learning_rate": 0.1}):
+        fresh = train(pipe, features, tmp_path / "fresh.safetensors", start, epochs=2, **options)
+        (tmp_path / "fresh.state").unlink()
+        assert torch.equal(train(pipe, features, path, start, epochs=2, **options).normal, fresh.normal)
+    path.with_suffix(".state").write_bytes(b"no state")
+    train(pipe, features, path, start, epochs=2)
+    assert path.read_bytes() == whole.read_bytes()
+    assert "not a training state" in capsys.readouterr().err
+
+
+def test_a_training_that_runs_away_stops(pipe, samples, start, tmp_path):
+    with pytest.raises(TrainingError, match="no longer finite after epoch 1: lower the learning rate"):
+        train(pipe, Features(pipe, samples), tmp_path / "p.safetensors", start, learning_rate=1e38)
+    assert not (tmp_path / "p.safetensors").exists()
+
+
+def test_the_command_gives_the_same_file_again(golden, drawn, tmp_path):
+    files = []
+    for name in "ab":
+        out = tmp_path / name / "mine.safetensors"
+        command = ["train", drawn, "--output", out, "--model", golden.folder, "--image-size", 56, "--epochs", 1]
+        command += ["--tokens", 2, "--seed", 5, "--ensemble", "paper", "--objective", "both", "--class", "felt"]
+        command = [sys.executable, "-m", "tipsomaly.cli", *map(str, command)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "features of 7 pictures: 0.00 GB in memory" in done.stderr
+        files.append(out.read_bytes())
+    assert files[0] == files[1]
+    prompts = LearnedPrompts.load(out)
+    assert prompts.normal.shape == (2, golden.config.text.dim)
+    assert prompts.ensemble == "paper"
+    assert prompts.metadata == {
+        "name": "mine",
+        "backbone": "model",
+        "trained_on": f"{drawn.name} (mvtec, test)",
+        "loss": "both",
+        "epochs": "1",
+        "seed": "5",
+        "tokens": "2",
+        "batch_size": "8",
+        "learning_rate": "0.001",
+        "pictures": "7",
+        "image_size": "56x56",
+    }

@@ -15,12 +15,16 @@ from tqdm import tqdm
 
 from tipsomaly import __version__, visualization
 from tipsomaly.catalogue import BACKBONES, ModelError
+from tipsomaly.datasets import LAYOUTS, DatasetError, Sample, find_layout, read_dataset
+from tipsomaly.datasets import domain as domain_of
 from tipsomaly.hub import BUNDLED, ModelFolder, where_cached
 from tipsomaly.images import SUFFIXES, ImageError, printable
 from tipsomaly.pipeline import DTYPES, MODES, Pipeline
-from tipsomaly.prompts import ENSEMBLES, clean_class_name
+from tipsomaly.prompts import ENSEMBLES, LearnedPrompts, clean_class_name
 from tipsomaly.result import Result
+from tipsomaly.scoring import SIGMA, STRATEGIES
 from tipsomaly.tips import Tips
+from tipsomaly.training import TrainingError
 
 app = typer.Typer(
     help="Zero-shot visual anomaly detection: is the thing on this picture defective, and where?",
@@ -40,6 +44,11 @@ def _class_name(name: str) -> str:
 
 Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
 Mode = Enum("Mode", {name: name for name in MODES}, type=str)
+Strategy = Enum("Strategy", {name: name for name in STRATEGIES}, type=str)
+Objective = Enum("Objective", {name: name for name in ("local", "global", "both")}, type=str)
+Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, type=str)
+LayoutName = Enum("LayoutName", {name: name for name in LAYOUTS}, type=str)
+Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
 DType = Enum("DType", {name: name for name in ("auto", *DTYPES)}, type=str)
 
 ModelOption = Annotated[
@@ -55,6 +64,14 @@ SizeOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DTypeOption = Annotated[DType, typer.Option(help="Number format of the vision tower.")]
+ModeOption = Annotated[Mode, typer.Option(help="Which prompts score: the paper's are decoupled.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
+SigmaOption = Annotated[float, typer.Option(min=0, help="Smoothing of the map, in pixels of the input size.")]
+RootArgument = Annotated[Path, typer.Argument(help="The folder of a data set.")]
+LayoutOption = Annotated[LayoutName | None, typer.Option(help="How the data set lies on disk; default: recognised.")]
+SplitOption = Annotated[Split, typer.Option(help="The paper also trains on the test split, of another data set.")]
+ClassesOption = Annotated[list[str] | None, typer.Option("--class", help="Only this class of it; may be repeated.")]
+DataDomainOption = Annotated[Domain | None, typer.Option(help="Default: industrial or medical, after the classes.")]
 OutputOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.")]
 
 
@@ -65,10 +82,14 @@ def detect(
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
     domain: DomainOption = Domain.industrial,
-    mode: Annotated[Mode, typer.Option(help="Which prompts score: the paper's are decoupled.")] = Mode.decoupled,
+    mode: ModeOption = Mode.decoupled,
     image_size: SizeOption = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict.")
+    ] = None,
+    sigma: SigmaOption = SIGMA,
     output: OutputOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")] = 8,
+    batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
     as_json: Annotated[
@@ -81,11 +102,11 @@ def detect(
     goes. A picture that cannot be used is a line with its error and does not stop the others.
     """
     sources = _find(images)
-    pipe = _load(model, prompts, device, dtype, image_size, domain, mode)
+    pipe = _load(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration)
+    outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
     failed = 0
     with _open_results(output) as lines:
         stems = _Stems()
-        outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
         bar = tqdm(zip(sources, outcomes, strict=True), total=len(sources), unit="picture", disable=None)
         for source, outcome in bar:
             record = {"image": str(source)}
@@ -104,7 +125,8 @@ def detect(
                 tqdm.write(json.dumps(record), file=sys.stdout)
             elif isinstance(outcome, Result):
                 parts = f"{outcome.score:.4f} = global {outcome.global_score:.4f} + local {outcome.local_score:.4f}"
-                tqdm.write(f"{parts}  {printable(source)}", file=sys.stdout)
+                verdict = {None: "", True: "  anomalous", False: "  normal   "}[outcome.is_anomalous]
+                tqdm.write(f"{parts}{verdict}  {printable(source)}", file=sys.stdout)
     if failed:
         print(f"{failed} of {len(sources)} pictures failed", file=sys.stderr)
         raise typer.Exit(1)
@@ -148,6 +170,171 @@ def compare(
         pictures = [first.image, *(r.overlay() for r in results.values())]
         path = output / f"{Path(image).stem}_comparison.png"
         visualization.side_by_side(pictures, height=min(first.height, 512)).save(path)
+
+
+@app.command()
+def evaluate(
+    root: RootArgument,
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    strategy: Annotated[Strategy, typer.Option(help="Image score of table 2c; the paper's is S5.")] = Strategy.S5,
+    mode: ModeOption = Mode.decoupled,
+    domain: DataDomainOption = None,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    classes: ClassesOption = None,
+    layout: LayoutOption = None,
+    split: SplitOption = Split.test,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("results"),
+    worst: Annotated[int, typer.Option(min=0, metavar="N", help="Draw the N worst mistakes of each kind.")] = 0,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Score a data set: image and pixel metrics by class, next to the paper's numbers where they are known.
+
+    DIR gets results.json, results.csv and results.md, with --worst also pictures in worst/. What was finished before an
+    interrupt is in DIR/classes and is not computed again if nothing changed.
+    """
+    from tipsomaly.evaluation import evaluate as evaluate_samples
+    from tipsomaly.evaluation import save_worst
+
+    samples, layout_name, domain = _read(root, layout, split, classes, domain)
+    pipe = _load(model, prompts, device, dtype, image_size, domain, mode, sigma)
+    evaluation = evaluate_samples(
+        pipe,
+        samples,
+        strategy=strategy.value,
+        batch_size=batch_size,
+        output=output,
+        layout=layout_name,
+        progress=True,
+    )
+    print(evaluation.markdown(), end="")
+    if worst:
+        save_worst(pipe, evaluation, samples, output / "worst", worst)
+
+
+@app.command()
+def train(
+    root: RootArgument,
+    output: Annotated[Path, typer.Option(metavar="OUT.safetensors", help="Where the prompts go.")],
+    model: ModelOption = "nano",
+    objective: Annotated[Objective, typer.Option(help="Loss; the paper's is local.")] = Objective.local,
+    tokens: Annotated[int, typer.Option(min=1, max=16, help="Learned vectors a state.")] = 8,
+    ensemble: Annotated[Sentences, typer.Option(help="Sentences behind the vectors.")] = Sentences.industrial,
+    epochs: Annotated[int, typer.Option(min=1)] = 2,
+    seed: int = 111,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the features on disk, in float16, for the next run, too.")
+    ] = None,
+    image_size: SizeOption = None,
+    classes: ClassesOption = None,
+    layout: LayoutOption = None,
+    split: SplitOption = Split.test,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Learn prompts on a data set with masks. Beside the prompts: the log, the loss curve and the state to go on from.
+
+    Every picture is encoded once. The prompts are written after each epoch; after an interrupt the same command goes
+    on with the next.
+    """
+    from tipsomaly import training
+
+    samples, layout_name, _ = _read(root, layout, split, classes, Domain.industrial)
+    if objective != Objective("global") and not any(sample.mask for sample in samples):
+        _fail(f"{printable(root)}: this data set has no masks, and the loss {objective.value} needs them", 1)
+    pipe = _load(model, None, device, dtype, image_size, Domain.industrial, Mode.fixed)
+    vectors = training.initial_prompts(pipe.tips.config.text.dim, tokens, seed)
+    metadata = {
+        "name": output.stem,
+        "backbone": Path(model).resolve().name,
+        "trained_on": f"{root.resolve().name} ({layout_name}, {split.value})",
+        "pictures": len(samples),
+        "tokens": tokens,
+        "seed": seed,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "image_size": "x".join(map(str, pipe.image_size)),
+    }
+    start = LearnedPrompts(*vectors, ensemble.value, {key: str(value) for key, value in metadata.items()})
+    features = training.Features(pipe, samples, batch_size, cache, progress=True)
+    training.train(pipe, features, output, start, epochs=epochs, objective=objective.value, learning_rate=learning_rate)
+    print(f"{output}: {tokens} vectors a state, {epochs} epochs of {len(samples)} pictures")
+
+
+@app.command()
+def calibrate(
+    normals: Annotated[list[str], typer.Argument(help="Normal pictures: files, folders or globs.")],
+    target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    class_name: ClassOption = "object",
+    domain: DomainOption = Domain.industrial,
+    mode: ModeOption = Mode.decoupled,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for calibration.json.")] = Path("."),
+    batch_size: BatchOption = 8,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Find the thresholds above which a picture, and a pixel, is anomalous, from normal pictures of one class.
+
+    DIR/calibration.json holds them, for `tipsomaly detect --calibration` with the same options.
+    """
+    from tipsomaly.calibration import calibrate as calibrate_pipeline
+
+    if not 0 < target_fpr < 1:
+        _fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
+    images = _find(normals)
+    pipe = _load(model, prompts, device, dtype, image_size, domain, mode, sigma)
+    found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
+    if found.pictures < 1 / target_fpr:
+        few = f"a false-positive rate of {target_fpr:g} takes at least {1 / target_fpr:.0f} normal pictures"
+        print(f"warning: {few}; these are {found.pictures}: the threshold is above all of them", file=sys.stderr)
+    path = output / "calibration.json"
+    found.save(path)
+    print(f"{path}: picture {found.image_threshold:.4f}, pixel {found.pixel_threshold:.4f}, {found.pictures} pictures")
+
+
+@app.command()
+def ablate(
+    root: RootArgument,
+    train_root: Annotated[
+        Path | None, typer.Option("--train", metavar="ROOT", help="Another data set, to train the prompts of 2b on.")
+    ] = None,
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    domain: DataDomainOption = None,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    classes: ClassesOption = None,
+    layout: LayoutOption = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the trained prompts.")] = 2,
+    seed: int = 111,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tables and figures.")] = Path("results"),
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """The paper's tables 2a, 2c, 6 and 7 on a data set, in one pass; with --train also table 2b and figure 3.
+
+    DIR gets ablation.md, ablation.json and a figure for each table.
+    """
+    from tipsomaly import ablation
+
+    samples, _, domain = _read(root, layout, Split.test, classes, domain)
+    pipe = _load(model, prompts, device, dtype, image_size, domain, sigma=sigma)
+    train_samples = read_dataset(train_root) if train_root else None
+    studies = ablation.ablate(
+        pipe, samples, train_samples, batch_size=batch_size, epochs=epochs, seed=seed, progress=True
+    )
+    ablation.save(studies, output)
+    print("\n".join(study.markdown() for study in studies.values()), end="")
 
 
 @app.command()
@@ -233,7 +420,9 @@ def _options(
     pass
 
 
-def _load(model, prompts, device, dtype, image_size, domain, mode=Mode.decoupled) -> Pipeline:
+def _load(
+    model, prompts, device, dtype, image_size, domain, mode=Mode.decoupled, sigma=SIGMA, calibration=None
+) -> Pipeline:
     return Pipeline.from_pretrained(
         model,
         prompts=prompts,
@@ -242,7 +431,21 @@ def _load(model, prompts, device, dtype, image_size, domain, mode=Mode.decoupled
         image_size=image_size,
         domain=domain.value,
         mode=mode.value,
+        sigma=sigma,
+        calibration=calibration,
     )
+
+
+def _read(
+    root: Path, layout: LayoutName | None, split: Split, classes: list[str] | None, domain: Domain | None
+) -> tuple[list[Sample], str, Domain]:
+    """The samples of a data set, the name of its layout, and the domain of its classes if none is given."""
+    name = find_layout(root, layout and layout.value)[0]
+    samples = read_dataset(root, name, split.value, classes)
+    domains = {domain_of(sample.class_name) for sample in samples}
+    if domain is None and len(domains) > 1:
+        _fail("some of these classes are medical and some industrial: choose with --class, or name the --domain", 2)
+    return samples, name, domain or Domain(domains.pop())
 
 
 def _find(patterns: list[str]) -> list[Path]:
@@ -275,6 +478,8 @@ def _record(result: Result, output: Path | None, stem: str) -> dict[str, object]
         "width": result.width,
         "height": result.height,
     }
+    if result.is_anomalous is not None:
+        record["is_anomalous"] = result.is_anomalous
     if result.note:
         record["note"] = result.note
     if output:
@@ -320,7 +525,7 @@ def main() -> None:
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (ImageError, OSError) as error:
+    except (DatasetError, ImageError, TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -1,24 +1,26 @@
 """The one object that most people touch: pictures and a class name in, results out."""
 
+import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tipsomaly import scoring
+from tipsomaly.calibration import Calibration
 from tipsomaly.catalogue import BACKBONES, ModelError
 from tipsomaly.hub import find_prompts, released_prompts, resolve, upload, write_configs
 from tipsomaly.images import ImageError, ImageSource, load_image, to_pixels
-from tipsomaly.prompts import LearnedPrompts, PromptEnsemble, clean_class_name, ensemble, prototypes
+from tipsomaly.prompts import ENSEMBLES, LearnedPrompts, PromptEnsemble, clean_class_name, ensemble, prototypes
 from tipsomaly.result import Result
 from tipsomaly.tips import ImageTokens, Tips
 from tipsomaly.tokenizer import Tokenizer
@@ -49,9 +51,11 @@ class Pipeline:
         domain: str | PromptEnsemble = "industrial",
         mode: Mode = "decoupled",
         sigma: float = scoring.SIGMA,
+        calibration: Calibration | str | Path | None = None,
     ) -> None:
         """`image_size` is the side, or (height, width), in pixels that pictures are resized to before the vision tower:
-        multiples of the patch size. `domain` is a key of `prompts.ENSEMBLES` or your own prompts."""
+        multiples of the patch size. `domain` is a key of `prompts.ENSEMBLES` or your own prompts. `calibration`, which
+        gives results a verdict, must have been made with the same settings."""
         self.tips, self.tokenizer, self.learned = tips, tokenizer, learned
         config = tips.config
         self.image_size = _image_size(image_size or config.vision.image_size, config.vision.patch_size)
@@ -73,6 +77,11 @@ class Pipeline:
             raise ModelError(f"these prompts are {width} wide (made for {made_for}), the model is {config.text.dim}")
         if tokenizer.vocab_size > config.text.vocab_size:
             raise ModelError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {config.text.vocab_size}")
+        if isinstance(calibration, str | Path):
+            calibration = Calibration.load(calibration)
+        self.calibration = calibration
+        if calibration:
+            calibration.check(self.settings())
         self._prototypes_of = lru_cache(maxsize=1024)(partial(_compute_prototypes, tips, tokenizer))
 
     @classmethod
@@ -88,6 +97,7 @@ class Pipeline:
         domain: str | PromptEnsemble = "industrial",
         mode: Mode = "decoupled",
         sigma: float = scoring.SIGMA,
+        calibration: Calibration | str | Path | None = None,
     ) -> "Pipeline":
         """Load a model by name: "nano" (bundled: no network, CPU), a model folder, `org/name` on the Hub, or a released
         backbone such as "tips-l14-hr" (see `tipsomaly models`), which is fetched and converted once.
@@ -98,6 +108,7 @@ class Pipeline:
         device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU if there is one.
         dtype: of the vision tower, "float32", "bfloat16" or "float16"; "auto" is float32 on CPU, bfloat16 on GPU.
         image_size: side or (height, width) in pixels, multiples of 14; the model folder's default otherwise.
+        calibration: thresholds from `tipsomaly calibrate`, for `Result.is_anomalous`.
 
         Raises ModelError, in one line, for a model, prompt set or option that cannot be used.
         """
@@ -124,11 +135,12 @@ class Pipeline:
             domain=domain,
             mode=mode,
             sigma=sigma,
+            calibration=calibration,
         )
 
     def with_options(self, **options) -> "Pipeline":
         """A pipeline with other options (those of the constructor) on the same weights and prototype cache; this one
-        stays as it is."""
+        stays as it is. It is not calibrated, unless a calibration is among the options."""
         current = {
             "learned": self.learned,
             "image_size": self.image_size,
@@ -139,6 +151,20 @@ class Pipeline:
         other = Pipeline(self.tips, self.tokenizer, **{**current, **options})
         other._prototypes_of = self._prototypes_of
         return other
+
+    def settings(self) -> dict[str, Any]:
+        """What a score depends on besides the picture and its class, for JSON; weights and prompts as their SHA-256."""
+        prompts = self.learned and (self.learned.normal, self.learned.abnormal)
+        domains = [name for name, known in ENSEMBLES.items() if known == self.ensemble]
+        return {
+            "dtype": str(self.tips.vision_encoder.cls_token.dtype).removeprefix("torch."),
+            "model": _sha256(repr(self.tips.config), self.tokenizer.model, *self.tips.state_dict().values()),
+            "prompts": _sha256(self.learned.ensemble, *prompts) if prompts and self.mode != "fixed" else None,
+            "domain": domains[0] if domains else _sha256(repr(self.ensemble)),
+            "mode": self.mode,
+            "image_size": list(self.image_size),
+            "sigma": self.sigma,
+        }
 
     @overload
     def __call__(self, images: ImageSource, class_name: str = ..., batch_size: int = ...) -> Result: ...
@@ -171,6 +197,8 @@ class Pipeline:
         if errors not in ("raise", "yield"):
             raise ValueError(f"errors must be 'raise' or 'yield', not {errors!r}")
         name = clean_class_name(class_name)
+        if self.calibration and self.calibration.class_name != name:
+            raise ModelError(f"this calibration was made for the class {self.calibration.class_name!r}, not {name!r}")
         return self._stream(images, name, batch_size, errors)
 
     def _stream(
@@ -202,11 +230,32 @@ class Pipeline:
             results["own"] = self.with_options(domain=own)._score(tokens, [picture], name, "fixed")[0]
         return results
 
+    def pixels(self, images: Iterable[ImageSource], batch_size: int = 16) -> Iterator[Tensor]:
+        """Batches (B, 3, H, W) uint8 at the input size; decoding runs ahead in threads.
+
+        Raises ImageError, naming the picture, for one that cannot be used.
+        """
+        batch: list[Tensor] = []
+        for picture in self._decoded(images, ahead=2 * batch_size):
+            if isinstance(picture, ImageError):
+                raise picture
+            batch.append(picture.pixels)
+            if len(batch) == batch_size:
+                yield torch.stack(batch)
+                batch = []
+        if batch:
+            yield torch.stack(batch)
+
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> ImageTokens:
         """(B, 3, H, W) uint8 pixels, or floats in [0, 1], to the tokens of the vision tower."""
+        return self.encode_layers(pixels, [-1])[0]
+
+    @torch.inference_mode()
+    def encode_layers(self, pixels: Tensor, layers: Sequence[int]) -> list[ImageTokens]:
+        """The same after each of these blocks of the tower (0-based, negative from the end)."""
         pixels = pixels.to(self.tips.vision_encoder.cls_token.device)
-        return self.tips.vision_encoder(pixels if pixels.is_floating_point() else pixels.float() / 255)
+        return self.tips.vision_encoder.layers(pixels if pixels.is_floating_point() else pixels.float() / 255, layers)
 
     def prototypes(self, class_name: str = "object", mode: Mode | None = None) -> tuple[Tensor, Tensor]:
         """G_f for the image score and G_l for the patch map, each (2, D) float32, normal then abnormal. Cached."""
@@ -243,6 +292,8 @@ class Pipeline:
         both = torch.stack([tokens.object, tokens.spatial], dim=1)
         image_scores = scoring.anomaly_probability(both, global_prototypes, temperature).cpu().tolist()
         patch_maps = scoring.anomaly_probability(tokens.patches, local_prototypes, temperature).cpu().numpy()
+        known = self.calibration
+        calibration = known if known and (known.class_name, self.mode) == (class_name, mode) else None
         return [
             Result(
                 object_score=scores[0],
@@ -255,6 +306,8 @@ class Pipeline:
                 mode=mode,
                 sigma=self.sigma,
                 note=picture.note,
+                image_threshold=calibration and calibration.image_threshold,
+                pixel_threshold=calibration and calibration.pixel_threshold,
                 source=picture.source,
             )
             for picture, scores, patch_map in zip(pictures, image_scores, patch_maps, strict=True)
@@ -337,6 +390,16 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def _sha256(*parts: str | bytes | Tensor) -> str:
+    """Of the bytes of all parts, in hexadecimal."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.hexdigest()
 
 
 def _image_size(size: int | tuple[int, int], patch: int) -> tuple[int, int]:

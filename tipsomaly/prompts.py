@@ -4,6 +4,7 @@ Fixed prompts are sentences about the class and serve the image score; learned p
 class-agnostic sentences and serve the patch map.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tipsomaly.files import write_atomically
 from tipsomaly.tips import TextTower
 from tipsomaly.tokenizer import Tokenizer
 
@@ -175,13 +177,18 @@ class LearnedPrompts:
         return cls(normal, abnormal, metadata.pop("ensemble", "industrial"), metadata)
 
     def save(self, path: str | Path) -> None:
-        """Write a prompts .safetensors file."""
-        from safetensors.torch import save_file
+        """Write a prompts .safetensors file, whole or not at all; the same prompts give the same bytes."""
+        from safetensors.torch import save
 
         tensors = {"normal": self.normal, "abnormal": self.abnormal}
         tensors = {state: value.detach().float().cpu().contiguous() for state, value in tensors.items()}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={**self.metadata, "format": self.FORMAT, "ensemble": self.ensemble})
+        content = save(tensors, metadata={**self.metadata, "format": self.FORMAT, "ensemble": self.ensemble})
+        # The library writes metadata in an order that changes from run to run. After 8 bytes with its length comes the
+        # header, in JSON and padded to whole 8 bytes; tensors are placed from its end on.
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+        header += b" " * (-len(header) % 8)
+        write_atomically(Path(path), len(header).to_bytes(8, "little") + header + content[end:])
 
 
 def prototypes(

@@ -44,6 +44,10 @@ class Result:
     sigma: float = scoring.SIGMA
     note: str | None = None
     """What was left out of the picture, if anything."""
+    image_threshold: float | None = None
+    """Of a calibrated pipeline; a score of at least this is anomalous."""
+    pixel_threshold: float | None = None
+    """Of a calibrated pipeline, for `mask`, `regions` and `overlay`."""
     source: ImageSource | None = field(default=None, repr=False)
 
     @property
@@ -55,6 +59,11 @@ class Result:
     def score(self) -> float:
         """The image score, in [0, 2]: p_a(g_s) + the largest patch probability (strategy S5, the paper's)."""
         return self.global_score + self.local_score
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """The verdict of a calibrated pipeline; None without calibration, as there is no threshold that fits all."""
+        return None if self.image_threshold is None else self.score >= self.image_threshold
 
     @property
     def strategies(self) -> dict[str, float]:
@@ -94,12 +103,13 @@ class Result:
         return picture if threshold is None else visualization.contours(picture, self.mask(threshold))
 
     def save(self, folder: str | Path, stem: str | None = None) -> dict[str, Path]:
-        """Write `<stem>_map.npy` (float32) and `<stem>_overlay.png` into `folder`, made if need be; returns the paths
-        as {"map": ..., "overlay": ...}. The stem is the picture's file name unless given."""
+        """Write `<stem>_map.npy` (float32) and `<stem>_overlay.png` (with contours, if calibrated) into `folder`, made
+        if need be; returns the paths as {"map": ..., "overlay": ...}. The stem is the picture's file name unless given.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stem = stem or (Path(self.source).stem if isinstance(self.source, str | Path) else "image")
         paths = {"map": folder / f"{stem}_map.npy", "overlay": folder / f"{stem}_overlay.png"}
         np.save(paths["map"], self.anomaly_map)
-        self.overlay().save(paths["overlay"])
+        self.overlay(self.pixel_threshold).save(paths["overlay"])
         return paths

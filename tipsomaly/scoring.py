@@ -54,15 +54,16 @@ def _resampling(patches: int, input_length: int, length: int, sigma: float) -> n
     """(length, patches) float32: upsample to `input_length`, smooth with scipy's filter, resize to `length`."""
     from scipy.ndimage import gaussian_filter1d
 
-    matrix = _bilinear(patches, input_length)
+    matrix = bilinear(patches, input_length).numpy()
     if sigma > 0:
         matrix = gaussian_filter1d(matrix, sigma, axis=0)
     if length != input_length:
-        matrix = _bilinear(input_length, length) @ matrix
+        matrix = bilinear(input_length, length).numpy() @ matrix
     return matrix.astype(np.float32)
 
 
-def _bilinear(source: int, target: int) -> np.ndarray:
+@lru_cache(maxsize=64)
+def bilinear(source: int, target: int) -> Tensor:
     """(target, source) float64 weights of torch's bilinear interpolation along one axis."""
     identity = torch.eye(source, dtype=torch.float64)[None]
-    return F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T.numpy()
+    return F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T

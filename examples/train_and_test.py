@@ -1,0 +1,32 @@
+"""Learn prompts on one data set and test them on another: `python examples/train_and_test.py [TRAIN TEST]`.
+
+TRAIN and TEST are folders that `tipsomaly evaluate` takes; without them both are drawn, of different classes.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from drawn import draw_dataset
+
+from tipsomaly import LearnedPrompts, Pipeline
+from tipsomaly.datasets import read_dataset
+from tipsomaly.evaluation import METRICS, evaluate, table
+from tipsomaly.training import Features, initial_prompts, train
+
+with tempfile.TemporaryDirectory() as folder:
+    if len(sys.argv) > 2:
+        train_root, test_root = map(Path, sys.argv[1:3])
+    else:
+        train_root = draw_dataset(Path(folder) / "train", ("wood", "leather"), seed=1)
+        test_root = draw_dataset(Path(folder) / "test", ("felt", "metal_nut"), seed=2)
+    pipe = Pipeline.from_pretrained(mode="fixed")
+    start = LearnedPrompts(*initial_prompts(pipe.tips.config.text.dim), "industrial", {"trained_on": train_root.name})
+    features = Features(pipe, read_dataset(train_root))  # every picture goes through the tower once
+    learned = train(pipe, features, Path(folder) / "prompts.safetensors", start, epochs=4)
+
+    samples = read_dataset(test_root)
+    rows = {"fixed": evaluate(pipe, samples).mean()}
+    rows["decoupled, as trained"] = evaluate(pipe.with_options(learned=learned, mode="decoupled"), samples).mean()
+
+print(table(["prompts", *METRICS], [[name, *map(mean.get, METRICS)] for name, mean in rows.items()]))

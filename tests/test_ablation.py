@@ -1,0 +1,83 @@
+"""Every table of the ablation measures what its title says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tipsomaly import ablation
+from tipsomaly.datasets import read_dataset
+from tipsomaly.evaluation import evaluate
+from tipsomaly.hub import ModelError
+
+
+@pytest.fixture(scope="module")
+def pipe(golden):
+    return golden.pipe.with_options(image_size=56)
+
+
+@pytest.fixture(scope="module")
+def studies(pipe, drawn):
+    return ablation.ablate(pipe, read_dataset(drawn), read_dataset(drawn, classes=["felt"]), epochs=2)
+
+
+def test_rows(studies):
+    assert {name: list(study.rows) for name, study in studies.items()} == {
+        "2a": ["fixed", "learned", "decoupled"],
+        "2b": ["local", "global", "both"],
+        "2c": ["S1", "S2", "S3", "S4", "S5"],
+        "6": ["industrial", "medical", "object-agnostic"],
+        "7": ["block 1 of 3", "block 2 of 3", "block 3 of 3"],
+        "figure3": ["1 tokens", "2 tokens", "4 tokens", "8 tokens", "16 tokens"],
+    }
+
+
+def test_rows_agree_with_an_evaluation_of_their_own(studies, pipe, drawn):
+    samples = read_dataset(drawn)
+    for study, row, options in (
+        ("2a", "fixed", {"mode": "fixed"}),
+        ("2a", "learned", {"mode": "learned"}),
+        ("6", "medical", {"domain": "medical"}),
+    ):
+        expected = evaluate(pipe.with_options(**options), samples).mean()
+        assert studies[study].rows[row] == pytest.approx(expected, abs=1e-6)
+    own = evaluate(pipe, samples)
+    for study, row in (("2a", "decoupled"), ("6", "industrial"), ("7", "block 3 of 3")):
+        assert studies[study].rows[row] == pytest.approx(own.mean(), abs=1e-6)
+    for strategy, metrics in studies["2c"].rows.items():
+        assert metrics == {name: own.mean(strategy)[name] for name in ("image_auroc", "image_ap", "image_f1max")}
+
+
+def test_recipes_of_training_differ(studies):
+    assert studies["2b"].rows["local"] == studies["figure3"].rows["8 tokens"]
+    assert studies["2b"].rows["local"]["pixel_ap"] != studies["2b"].rows["global"]["pixel_ap"]
+    assert len({metrics["pixel_ap"] for metrics in studies["figure3"].rows.values()}) == 5
+
+
+def test_one_pass_serves_all(pipe, drawn, monkeypatch):
+    seen, pixels = [], type(pipe).pixels
+    monkeypatch.setattr(
+        type(pipe), "pixels", lambda self, images, size: seen.extend(images) or pixels(self, images, size)
+    )
+    ablation.ablate(pipe, read_dataset(drawn))
+    assert len(seen) == len(set(seen)) == 14
+
+
+def test_learned_prompts_are_needed(pipe, drawn):
+    with pytest.raises(ModelError, match="need learned prompts"):
+        ablation.ablate(pipe.with_options(learned=None, mode="fixed"), read_dataset(drawn))
+
+
+def test_the_command(golden, drawn, tmp_path):
+    command = ["ablate", drawn, "--model", golden.folder, "--image-size", 56, "--class", "felt", "--output", tmp_path]
+    command = [sys.executable, "-m", "tipsomaly.cli", *map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["ablation.json", "ablation.md", "2a.png", "2c.png", "6.png", "7.png"]
+    )
+    content = json.loads((tmp_path / "ablation.json").read_text())
+    line = next(line for line in done.stdout.splitlines() if line.startswith("| decoupled"))
+    assert f"{100 * content['2a']['rows']['decoupled']['aupro']:.1f}" in line
+    assert done.stdout in (tmp_path / "ablation.md").read_text()

@@ -1,0 +1,223 @@
+"""Whole data sets: the same numbers as by hand, once, and in files that say what they are."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from tipsomaly import Pipeline, scoring
+from tipsomaly.datasets import load_mask, read_dataset
+from tipsomaly.evaluation import METRICS, Variant, evaluate, paper_results, save_worst, score_class
+from tipsomaly.images import ImageError
+
+
+@pytest.fixture(scope="module")
+def pipe(golden):
+    return golden.pipe.with_options(image_size=84)
+
+
+@pytest.fixture(scope="module")
+def samples(drawn):
+    return read_dataset(drawn)
+
+
+@pytest.fixture(scope="module")
+def evaluation(pipe, samples):
+    return evaluate(pipe, samples)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The number of pictures in each batch that goes through the vision tower."""
+    batches, encode = [], Pipeline.encode_layers
+
+    def counting(self, pixels, layers):
+        batches.append(len(pixels))
+        return encode(self, pixels, layers)
+
+    monkeypatch.setattr(Pipeline, "encode_layers", counting)
+    return batches
+
+
+def test_metrics_equal_those_computed_directly(pipe, samples, evaluation):
+    for result in evaluation.classes:
+        group = [s for s in samples if s.class_name == result.class_name]
+        results = pipe([s.image for s in group], result.class_name)
+        labels = [s.label for s in group]
+        maps = np.stack([scoring.anomaly_map(r.patch_map, (84, 84)) for r in results])
+        masks = np.stack([load_mask(s, (84, 84)) for s in group])
+        for strategy in scoring.STRATEGIES:
+            scores, metrics = [r.strategies[strategy] for r in results], result.metrics(strategy)
+            assert metrics["image_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+            assert metrics["image_ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
+        assert metrics["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-4)
+        assert metrics["pixel_ap"] == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=1e-4)
+        worst = [m[mask].mean() - m[~mask].mean() if mask.any() else None for m, mask in zip(maps, masks, strict=True)]
+        assert [p.localization for p in result.pictures] == pytest.approx(worst, abs=1e-5)
+    assert len(evaluation.classes) == 2
+    assert evaluation.mean()["aupro"] == pytest.approx(np.mean([c.pixels["aupro"] for c in evaluation.classes]))
+
+
+def test_the_batch_size_does_not_matter(pipe, samples, evaluation):
+    for one, other in zip(evaluation.classes, evaluate(pipe, samples, batch_size=3).classes, strict=True):
+        assert one.metrics() == pytest.approx(other.metrics(), abs=1e-4)
+        assert [p.image for p in one.pictures] == [p.image for p in other.pictures]
+
+
+def test_variants_that_share_tokens_and_maps_score_as_alone(golden, pipe, samples):
+    group = samples[:7]
+    pipes = [pipe.with_options(mode=mode) for mode in ("fixed", "learned", "decoupled")]
+    pipes.append(pipe.with_options(domain="medical"))
+    variants = [*map(Variant, pipes), Variant(pipe, layer=0), Variant(pipe, layer=-1)]
+    results = score_class(variants, group)()
+    for pipeline, result in zip(pipes, results, strict=False):
+        assert result.metrics() == pytest.approx(score_class([Variant(pipeline)], group)()[0].metrics(), abs=1e-6)
+    assert results[2] == results[5]  # the last layer is the default
+    assert results[1].pixels == results[2].pixels == results[3].pixels != results[0].pixels
+    assert results[2].pictures[0].global_score != results[3].pictures[0].global_score
+    [first] = pipe.encode_layers(next(pipe.pixels([group[0].image])), [0])
+    expected = scoring.anomaly_probability(first.patches, pipe.prototypes("felt")[1], pipe.tips.config.temperature)
+    assert results[4].pictures[0].local_score == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_an_interrupted_evaluation_goes_on(pipe, samples, evaluation, tmp_path, encoded, monkeypatch):
+    pixels = Pipeline.pixels
+
+    def cut(self, images, batch_size):
+        if "metal_nut" in str(images[0]):
+            raise KeyboardInterrupt
+        return pixels(self, images, batch_size)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Pipeline, "pixels", cut)
+        evaluate(pipe, samples, output=tmp_path)
+    assert encoded == [7]
+    assert not (tmp_path / "results.json").exists()
+    assert evaluate(pipe, samples, output=tmp_path).json() == evaluation.json()
+    assert encoded == [7, 7]
+    assert evaluate(pipe, samples, output=tmp_path, strategy="S1").per_class() == evaluation.per_class("S1")
+    assert encoded == [7, 7]  # another strategy needs no new scores
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_changed_is_computed_again(golden, pipe, drawn, tmp_path, encoded):
+    root = tmp_path / "data"
+    shutil.copytree(drawn, root)
+
+    def run(pipeline=pipe) -> int:
+        before = sum(encoded)
+        evaluate(pipeline, read_dataset(root), output=tmp_path / "out")
+        return sum(encoded) - before
+
+    assert run() == 14
+    os.utime(root / "felt" / "test" / "good" / "000.png", ns=(1, 1))
+    assert run() == 7
+    (root / "metal_nut" / "test" / "good" / "003.png").unlink()
+    assert run() == 6
+    assert run(pipe.with_options(sigma=1.0)) == 13
+    learned = pipe.learned
+    assert run(pipe.with_options(learned=replace(learned, normal=learned.normal + 1e-6))) == 13
+    assert run() == 0
+
+
+def test_classes_without_defects_are_not_available(pipe, samples):
+    some = [s for s in samples if s.class_name == "felt" or not s.label]
+    evaluation = evaluate(pipe, some)
+    felt, nut = (evaluation.per_class()[name] for name in ("felt", "metal_nut"))
+    assert set(nut.values()) == {None}
+    assert None not in felt.values()
+    assert evaluation.mean() == felt
+    row = next(row for row in csv.DictReader(evaluation.csv().splitlines()) if row["class"] == "metal_nut")
+    assert [row[name] for name in METRICS] == ["n/a"] * 8
+    assert row["pictures"] == "4"
+    assert row["defective"] == "0"
+    lines = evaluation.markdown().splitlines()
+    assert next(line for line in lines if "metal_nut" in line).count("n/a") == 8
+    assert lines[-1].startswith("Not defined, and left out of the mean: image_auroc: metal_nut; image_ap: metal_nut")
+    assert json.loads(evaluation.json())["classes"]["metal_nut"] == dict.fromkeys(METRICS)
+
+
+def test_without_masks_there_are_image_metrics_only(pipe, samples, evaluation):
+    bare = evaluate(pipe, [replace(s, mask=None) for s in samples])
+    for name, metrics in bare.per_class().items():
+        full = evaluation.per_class()[name]
+        assert metrics == {m: full[m] if m.startswith("image") else None for m in METRICS}
+
+
+def test_results_hold_the_numbers(pipe, samples, evaluation, tmp_path):
+    evaluation.save(tmp_path)
+    mean = evaluation.mean()
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(r["class"], r["pictures"], r["defective"]) for r in rows] == [
+        ("felt", "7", "3"),
+        ("metal_nut", "7", "3"),
+        ("mean", "14", "6"),
+    ]
+    assert {name: float(rows[2][name]) for name in METRICS} == pytest.approx(mean, abs=1e-6)
+    text = (tmp_path / "results.md").read_text()
+    cells = [cell.strip() for cell in text.split("**mean**")[1].split("\n")[0].strip(" |").split("|")]
+    assert cells == [f"{100 * mean[name]:.1f}" for name in METRICS]
+    assert "paper" not in text
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["mean"] == mean
+    assert content["settings"]["image_size"] == [84, 84]
+    assert set(content["mean_by_strategy"]) == set(scoring.STRATEGIES)
+    assert content["mean_by_strategy"]["S5"] == mean
+    picture = content["pictures"]["felt"][0]
+    assert picture["score"] == pytest.approx(pipe(picture["image"], "felt").score, abs=1e-5)
+
+
+def test_the_papers_numbers_stand_beside_whole_data_sets_only(pipe, samples):
+    brain = [replace(s, class_name="brain", mask=None) for s in samples[:7]]
+    assert paper_results(brain) is None
+    assert paper_results(brain, "br35h") is None
+    evaluation = evaluate(pipe, brain, layout="headct")
+    [line] = [line for line in evaluation.markdown().splitlines() if "| HeadCT: paper" in line]
+    assert "HeadCT: paper, TIPS-L/14-HR, not measured here" in line
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["92.7", *["-"] * 7]
+    names = (
+        "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
+    )
+    mvtec = [replace(samples[0], class_name=name) for name in names.split()]
+    assert paper_results(mvtec, "meta").metrics == {"image_auroc": 0.934}
+    assert paper_results(mvtec[1:], "mvtec") is None
+
+
+def test_the_worst_mistakes_are_drawn(pipe, samples, evaluation, tmp_path):
+    (tmp_path / "normal-9-old.png").touch()
+    paths = save_worst(pipe, evaluation, samples, tmp_path, 2)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert [path.name.rsplit("-", 1)[0].split("-")[:2] for path in paths] == [
+        [kind, rank] for kind in ("normal", "missed", "misplaced") for rank in "12"
+    ]
+    normal = {(p.image, c.class_name): p.score("S5") for c in evaluation.classes for p in c.pictures if not p.label}
+    image, class_name = max(normal, key=normal.get)
+    assert f"{class_name}_{os.path.basename(image)[:3]}" in paths[0].name
+
+
+def test_what_cannot_be_evaluated_is_named(pipe, samples, tmp_path):
+    with pytest.raises(ValueError, match="unknown strategy 'S6': choose S1, S2"):
+        evaluate(pipe, samples, strategy="S6")
+    with pytest.raises(ValueError, match="no pictures"):
+        evaluate(pipe, [])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="broken.png"):
+        evaluate(pipe, [samples[0], replace(samples[0], image=tmp_path / "broken.png")])
+
+
+def test_the_command(golden, drawn, tmp_path, evaluation):
+    command = [sys.executable, "-m", "tipsomaly.cli", "evaluate", drawn, "--model", golden.folder]
+    options = ["--image-size", "84", "--worst", "1", "--output", tmp_path / "out", "--class", "felt"]
+    done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "out" / "results.md").read_text()
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["classes"]["felt"] == pytest.approx(evaluation.per_class()["felt"], abs=1e-5)
+    assert len(list((tmp_path / "out" / "worst").iterdir())) == 3

@@ -1,0 +1,371 @@
+"""Scores of a whole data set, class by class, as in the paper's tables.
+
+One pass over the pictures serves any number of variants (prompts, layers), as they share the tokens; maps are compared
+with masks at the model's input size and forgotten. A class that is finished is a file and is not computed again.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tipsomaly import scoring, visualization
+from tipsomaly.datasets import DatasetError, Sample, load_mask
+from tipsomaly.files import digest, states, write_atomically
+from tipsomaly.metrics import Metrics, PixelMetrics, dataset_mean, image_metrics
+from tipsomaly.pipeline import Pipeline
+
+METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro", "aupro_200")
+"""The columns of a table, from the highest level to the lowest."""
+
+AHEAD = 16
+"""Batches that wait to be measured at most."""
+CLASSES_AHEAD = 4
+"""Classes that are measured at a time at most."""
+
+_MVTEC = "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
+_VISA = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the paper reports for a data set with TIPS-L/14-HR: means over its classes."""
+
+    name: str
+    metrics: Mapping[str, float]
+    """Those that are known here (from the listing of arXiv 2602.03594 on wizwand.com), in [0, 1]."""
+    layout: str | None = None
+    """A layout that no other data of as many classes has; otherwise the names of the classes tell."""
+    classes: int | frozenset[str] = 0
+
+
+PAPER = (
+    Paper("MVTec AD", {"image_auroc": 0.934}, classes=frozenset(_MVTEC.split())),
+    Paper("VisA", {"image_auroc": 0.877, "pixel_auroc": 0.959}, classes=frozenset(_VISA.split())),
+    Paper("BTAD", {"image_auroc": 0.950}, "btad", 3),
+    Paper("DAGM", {"image_auroc": 0.997}, "dagm", 10),
+    Paper("DTD-Synthetic", {"image_auroc": 0.994, "pixel_auroc": 0.993}, "dtd", 12),
+    Paper("HeadCT", {"image_auroc": 0.927}, "headct", 1),
+    Paper("KSDD", {"image_auroc": 0.978, "pixel_auroc": 0.995}, "sdd", 1),
+)
+
+
+def paper_results(samples: Sequence[Sample], layout: str | None = None) -> Paper | None:
+    """The paper's numbers for a data set, if all its classes are here and its numbers are known."""
+    classes = frozenset(sample.class_name for sample in samples)
+    return next((p for p in PAPER if classes == p.classes or (p.layout, p.classes) == (layout, len(classes))), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """Something to score: a pipeline, and the block of the vision tower (0-based) whose patches make the map."""
+
+    pipeline: Pipeline
+    layer: int = -1
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """The image-level parts of a picture's scores."""
+
+    image: str
+    defect: str
+    label: int
+    object_score: float
+    global_score: float
+    local_score: float
+    localization: float | None = None
+    """Mean of the map inside the mask minus its mean outside: in [-1, 1]; None without both."""
+
+    def score(self, strategy: str) -> float:
+        """The image score of a strategy of table 2c."""
+        return scoring.image_scores(self.object_score, self.global_score, self.local_score)[strategy]
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The scores of a class's pictures and its pixel metrics, which are None in a data set without masks."""
+
+    class_name: str
+    pictures: tuple[PictureScore, ...]
+    pixels: Metrics
+
+    @classmethod
+    def from_json(cls, path: Path) -> "ClassResult":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        pictures = tuple(PictureScore(**picture) for picture in content["pictures"])
+        return cls(content["class_name"], pictures, content["pixels"])
+
+    def metrics(self, strategy: str = "S5") -> Metrics:
+        """All METRICS; None where one is not defined, as for a class without defects."""
+        labels = np.array([picture.label for picture in self.pictures])
+        return image_metrics(np.array([p.score(strategy) for p in self.pictures]), labels) | self.pixels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of a data set."""
+
+    classes: tuple[ClassResult, ...]
+    settings: Mapping[str, Any]
+    strategy: str = "S5"
+    paper: Paper | None = None
+
+    def per_class(self, strategy: str | None = None) -> dict[str, Metrics]:
+        return {result.class_name: result.metrics(strategy or self.strategy) for result in self.classes}
+
+    def mean(self, strategy: str | None = None) -> Metrics:
+        """The mean over the classes that have a metric, as in the paper."""
+        return dataset_mean(self.per_class(strategy))[0]
+
+    def markdown(self) -> str:
+        """A table of percentages, a class a row, with the mean and the paper's mean."""
+        mean, left_out = dataset_mean(self.per_class())
+        rows = [[name, *map(metrics.get, METRICS)] for name, metrics in self.per_class().items()]
+        rows.append(["**mean**", *map(mean.get, METRICS)])
+        text = f"{self.strategy}, in percent; mean over classes.\n\n"
+        if self.paper:
+            known = [self.paper.metrics.get(name, "-") for name in METRICS]
+            rows.append([f"{self.paper.name}: paper, TIPS-L/14-HR, not measured here", *known])
+        text += table(["class", *METRICS], rows)
+        missing = [f"{name}: {', '.join(left_out[name])}" for name in METRICS if left_out[name]]
+        return text + ("\nNot defined, and left out of the mean: " + "; ".join(missing) + ".\n" if missing else "")
+
+    def csv(self) -> str:
+        """The same with all digits, as shares of 1."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["class", "pictures", "defective", *METRICS])
+        for result in self.classes:
+            metrics, labels = result.metrics(self.strategy), [picture.label for picture in result.pictures]
+            writer.writerow([result.class_name, len(labels), sum(labels), *(_digits(metrics[m]) for m in METRICS)])
+        mean, labels = self.mean(), [picture.label for result in self.classes for picture in result.pictures]
+        writer.writerow(["mean", len(labels), sum(labels), *(_digits(mean[m]) for m in METRICS)])
+        return text.getvalue()
+
+    def json(self) -> str:
+        """Everything: settings, metrics by class and strategy, means, the scores of the pictures."""
+        mean, left_out = dataset_mean(self.per_class())
+        content = {
+            "settings": self.settings,
+            "strategy": self.strategy,
+            "classes": self.per_class(),
+            "mean": mean,
+            "left_out_of_the_mean": {name: classes for name, classes in left_out.items() if classes},
+            "mean_by_strategy": {strategy: self.mean(strategy) for strategy in scoring.STRATEGIES},
+            "paper": {"name": self.paper.name, "not measured here": self.paper.metrics} if self.paper else None,
+            "pictures": {
+                result.class_name: [asdict(p) | {"score": p.score(self.strategy)} for p in result.pictures]
+                for result in self.classes
+            },
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write results.json, results.csv and results.md."""
+        for suffix, content in (("json", self.json()), ("csv", self.csv()), ("md", self.markdown())):
+            write_atomically(folder / f"results.{suffix}", content)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
+    """A Markdown table with columns aligned for a terminal, too; numbers in [0, 1] as percentages."""
+
+    def text(cell: str | float | None) -> str:
+        return "n/a" if cell is None else cell if isinstance(cell, str) else f"{100 * cell:.1f}"
+
+    cells = [list(header), *([text(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def by_class(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Samples by class, both in order."""
+    groups = groupby(sorted(samples, key=attrgetter("class_name")), attrgetter("class_name"))
+    return {name: list(group) for name, group in groups}
+
+
+def evaluate(
+    pipeline: Pipeline,
+    samples: Sequence[Sample],
+    *,
+    strategy: str = "S5",
+    batch_size: int = 16,
+    output: str | Path | None = None,
+    layout: str | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """The metrics of a data set: pixels at the pipeline's input size, masks resized to it by nearest neighbour.
+
+    With `output` a finished class is a file in its folder `classes`, used again by the next call if weights, prompts,
+    options and the data set's files (sizes and times) are the same; the results are written beside. `layout` is the
+    name of the data set's layout, by which the paper's numbers are found.
+
+    Raises ValueError for an unknown strategy, DatasetError and ImageError for a file that cannot be used.
+    """
+    if strategy not in scoring.STRATEGIES:
+        raise ValueError(f"unknown strategy {strategy!r}: choose {', '.join(scoring.STRATEGIES)}")
+    if not samples:
+        raise DatasetError("no pictures to evaluate")
+    output = Path(output) if output else None
+    settings = pipeline.settings()
+    results: dict[str, ClassResult] = {}
+    waiting: deque[tuple[str, Path | None, Callable[[], list[ClassResult]]]] = deque()
+
+    def finish_first() -> None:
+        class_name, store, finish = waiting.popleft()
+        [results[class_name]] = finish()
+        if store:
+            write_atomically(store, json.dumps(asdict(results[class_name])))
+
+    groups = by_class(samples)
+    with tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar:
+        for class_name, group in groups.items():
+            bar.set_description(class_name)
+            slug = re.sub(r"\W+", "_", class_name)[:60]
+            key = digest(["classes-v1", settings, states(group)])
+            store = output / "classes" / f"{slug}-{key[:16]}.json" if output else None
+            if store and store.is_file():
+                results[class_name] = ClassResult.from_json(store)
+                bar.update(len(group))
+                continue
+            try:
+                waiting.append((class_name, store, score_class([Variant(pipeline)], group, batch_size, bar)))
+            except BaseException:
+                while waiting:  # classes that only wait for their maps are not lost
+                    finish_first()
+                raise
+            if len(waiting) == CLASSES_AHEAD:
+                finish_first()
+        while waiting:
+            finish_first()
+    evaluation = Evaluation(tuple(results[name] for name in groups), settings, strategy, paper_results(samples, layout))
+    if output:
+        evaluation.save(output)
+    return evaluation
+
+
+@torch.inference_mode()
+def score_class(
+    variants: Sequence[Variant], samples: Sequence[Sample], batch_size: int = 16, bar: tqdm | None = None
+) -> Callable[[], list[ClassResult]]:
+    """Encode the pictures of one class. What is returned waits until their maps are measured, too, and gives the result
+    of each variant; the variants' pipelines share towers, input size and sigma."""
+    first, class_name = variants[0].pipeline, samples[0].class_name
+    temperature, size = first.tips.config.temperature, first.image_size
+    depth = first.tips.config.vision.depth
+    layers = sorted({depth - 1, *(variant.layer % depth for variant in variants)})
+    pairs = [variant.pipeline.prototypes(class_name) for variant in variants]
+    # Variants of the same layer and local prototypes have the same map, which is made and measured once.
+    keys = [(v.layer % depth, local.cpu().numpy().tobytes()) for v, (_, local) in zip(variants, pairs, strict=True)]
+    local_prototypes = {key: local for key, (_, local) in zip(keys, pairs, strict=True)}
+    with_masks = all(sample.mask for sample in samples if sample.label)
+    pixels = {key: PixelMetrics() for key in local_prototypes}
+    image_level: list[list[tuple[float, float]]] = [[] for _ in variants]
+    patch_level: dict[Any, list[tuple[float, float | None]]] = {key: [] for key in pixels}
+
+    read_mask = lru_cache(maxsize=4 * batch_size)(load_mask)  # the variants' threads are about as far as each other
+
+    def measure(key: Any, patch_maps: np.ndarray, chosen: Sequence[Sample]) -> None:
+        for patch_map, sample in zip(patch_maps, chosen, strict=True):
+            localization = None
+            if with_masks:
+                mask = read_mask(sample, size) if sample.mask else None
+                anomaly_map = scoring.anomaly_map(patch_map, size, sigma=first.sigma)
+                pixels[key].update(anomaly_map, mask)
+                if mask is not None and mask.any() and not mask.all():
+                    localization = float(anomaly_map[mask].mean() - anomaly_map[~mask].mean())
+            patch_level[key].append((float(patch_map.max()), localization))
+
+    # Each map is measured in a thread of its own, beside the towers, which need not wait for it at the end of a class.
+    lanes = {key: ThreadPoolExecutor(1, thread_name_prefix="measure") for key in pixels}
+    jobs: deque[Future] = deque()
+    done = 0
+    try:
+        for batch in first.pixels([sample.image for sample in samples], batch_size):
+            tokens = dict(zip(layers, first.encode_layers(batch, layers), strict=True))
+            both = torch.stack([tokens[depth - 1].object, tokens[depth - 1].spatial], dim=1)
+            for scores, (prototypes, _) in zip(image_level, pairs, strict=True):
+                scores += scoring.anomaly_probability(both, prototypes, temperature).cpu().tolist()
+            chosen = samples[done : done + len(batch)]
+            done += len(batch)
+            for key, prototypes in local_prototypes.items():
+                patches = scoring.anomaly_probability(tokens[key[0]].patches, prototypes, temperature)
+                jobs.append(lanes[key].submit(measure, key, patches.cpu().numpy(), chosen))
+            while len(jobs) > AHEAD * len(lanes):
+                jobs.popleft().result()
+            if bar is not None:
+                bar.update(len(chosen))
+        computed = {key: lane.submit(pixels[key].compute) for key, lane in lanes.items()}
+    except BaseException:
+        for job in jobs:
+            job.cancel()
+        raise
+    finally:
+        for lane in lanes.values():
+            lane.shutdown(wait=False)
+
+    def finish() -> list[ClassResult]:
+        for job in jobs:
+            job.result()
+        return [
+            ClassResult(
+                class_name,
+                tuple(
+                    PictureScore(str(sample.image), sample.defect, sample.label, *image, *patch)
+                    for sample, image, patch in zip(samples, scores, patch_level[key], strict=True)
+                ),
+                {name: value if with_masks else None for name, value in computed[key].result().items()},
+            )
+            for key, scores in zip(keys, image_level, strict=True)
+        ]
+
+    return finish
+
+
+def save_worst(
+    pipeline: Pipeline, evaluation: Evaluation, samples: Sequence[Sample], folder: Path, count: int
+) -> list[Path]:
+    """Draw the `count` worst mistakes of three kinds: normal pictures that score highest, defective ones that score
+    lowest, and defects that stand out least from the rest of their map. Each is the picture beside its overlay, both
+    with the mask's outline, as KIND-RANK-CLASS-NAME.png."""
+    known = {str(sample.image): sample for sample in samples}
+    pictures = [(r.class_name, p, p.score(evaluation.strategy)) for r in evaluation.classes for p in r.pictures]
+    kinds = {
+        "normal": sorted((x for x in pictures if not x[1].label), key=lambda x: -x[2]),
+        "missed": sorted((x for x in pictures if x[1].label), key=lambda x: x[2]),
+        "misplaced": sorted((x for x in pictures if x[1].localization is not None), key=lambda x: x[1].localization),
+    }
+    paths = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (path for kind in kinds for path in folder.glob(f"{kind}-*.png")):
+        old.unlink()
+    for kind, ranked in kinds.items():
+        for rank, (class_name, picture, _) in enumerate(ranked[:count], 1):
+            sample = known[picture.image]
+            result = pipeline(sample.image, class_name)
+            drawn = [result.image, result.overlay()]
+            if sample.mask:
+                drawn = [visualization.contours(image, load_mask(sample)) for image in drawn]
+            slug = re.sub(r"\W+", "_", f"{class_name}-{sample.image.stem}")[:80]
+            paths.append(folder / f"{kind}-{rank}-{slug}.png")
+            visualization.side_by_side(drawn, height=min(result.height, 512)).save(paths[-1])
+    return paths
+
+
+def _digits(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.6f}"
