@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -319,17 +320,21 @@ def _offline() -> bool:
     return is_offline_mode()
 
 
-def _snapshot(repository: str, revision: str | None = None, patterns: Sequence[str] = FILES) -> Path:
+def _snapshot(repository: str, revision: str | None = None, patterns: list[str] = FILES) -> Path:
     """A Hub repository's files in huggingface_hub's cache. Raises ModelError, _NotThereError where something else than
     this repository may help."""
     from huggingface_hub import snapshot_download
 
+    fetch_files = partial(snapshot_download, repository, revision=revision, allow_patterns=patterns)
     for attempt in count():
         try:
-            path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+            path = Path(fetch_files())
             break
         except Exception as error:  # the client lets through what its HTTP and Xet libraries raise
             response = getattr(error.__cause__ or error, "response", None)
+            if response is None:  # no answer: the client takes a cached copy after some such errors, we after all
+                with suppress(Exception):
+                    return Path(fetch_files(local_files_only=True))
             busy = response is not None and (response.status_code == 429 or response.status_code >= 500)
             if not busy or attempt + 1 == ATTEMPTS:
                 raise _explain(error, repository, revision) from None
