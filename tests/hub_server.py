@@ -48,10 +48,12 @@ class FileServer:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
+        self._closed = False
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self) -> None:
+        self._closed = True
         self._http.shutdown()
         self._http.server_close()
 
@@ -63,6 +65,9 @@ class FileServer:
         return [range_ for m, path, range_ in self.requests if part in path and m == method]
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
+        if self._closed:  # a connection that the client kept open
+            request.close_connection = True
+            return
         path = unquote(urlsplit(request.path).path)
         self.requests.append((request.command, path, request.headers.get("Range")))
         fault = self._fault(path, request.command)

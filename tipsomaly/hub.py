@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -202,7 +203,7 @@ def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
     known = ", ".join(sets | released_prompts(folder))
     raise ModelError(
         f"no prompt set or file {text!r}: this model has {known or 'none'}"
-        + ("" if known else "; `tipsomaly train` makes some")
+        + ("" if known else "; train some with tipsomaly.training")
     )
 
 
@@ -319,48 +320,51 @@ def _offline() -> bool:
     return is_offline_mode()
 
 
-def _snapshot(repository: str, revision: str | None = None, patterns: Sequence[str] = FILES) -> Path:
+def _snapshot(repository: str, revision: str | None = None, patterns: list[str] = FILES) -> Path:
     """A Hub repository's files in huggingface_hub's cache. Raises ModelError, _NotThereError where something else than
     this repository may help."""
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
+    fetch_files = partial(snapshot_download, repository, revision=revision, allow_patterns=patterns)
     for attempt in count():
         try:
-            path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
-            _verify(repository, path)
-            return path
-        except ModelError:
-            raise
-        except errors.GatedRepoError:
-            terms = f"accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login`"
-            raise _NotThereError(f"{repository} is gated on the Hub: {terms}") from None
-        except errors.RepositoryNotFoundError:
-            raise _NotThereError(f"the Hub has no model {repository!r}, or it is private: `hf auth login`") from None
-        except errors.RevisionNotFoundError:
-            raise ModelError(f"{repository} has no revision {revision!r}") from None
+            path = Path(fetch_files())
+            break
         except Exception as error:  # the client lets through what its HTTP and Xet libraries raise
-            if isinstance(error, OSError) and error.errno:
-                where = f"{constants.HF_HUB_CACHE}: cannot write there ({error.strerror})"
-                raise ModelError(f"{where}; HF_HOME names another folder") from None
             response = getattr(error.__cause__ or error, "response", None)
-            if response is not None and (response.status_code == 429 or response.status_code >= 500):
-                if attempt + 1 < ATTEMPTS:
-                    time.sleep(retry_after(response.headers.get("Retry-After"), attempt))
-                    continue
-                reason = f"it answers {response.status_code}"
-            else:
-                reason = first_line(error.__cause__ or error)
-            if response is not None and response.status_code == 401:
-                raise _NotThereError(
-                    f"{repository}: the Hub answers 401; is the token right? `hf auth login`"
-                ) from None
-            if not isinstance(error, errors.LocalEntryNotFoundError):
-                raise ModelError(f"{repository}: {reason}; what came is kept, run again to go on") from None
-            if _offline():
-                raise _NotThereError(
-                    f"{repository} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it"
-                ) from None
-            raise _NotThereError(f"{repository} is not in the cache, and the Hub cannot be used: {reason}") from None
+            if response is None:  # no answer: the client takes a cached copy after some such errors, we after all
+                with suppress(Exception):
+                    return Path(fetch_files(local_files_only=True))
+            busy = response is not None and (response.status_code == 429 or response.status_code >= 500)
+            if not busy or attempt + 1 == ATTEMPTS:
+                raise _explain(error, repository, revision) from None
+            time.sleep(retry_after(response.headers.get("Retry-After"), attempt))
+    _verify(repository, path)
+    return path
+
+
+def _explain(error: Exception, repository: str, revision: str | None) -> ModelError:
+    """What huggingface_hub raised, as one line that says what to do."""
+    from huggingface_hub import constants, errors
+
+    cause = error.__cause__ or error
+    if isinstance(error, errors.GatedRepoError):
+        terms = f"accept its terms at {constants.ENDPOINT}/{repository}, then `hf auth login`"
+        return _NotThereError(f"{repository} is gated on the Hub: {terms}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return _NotThereError(f"the Hub has no model {repository!r}, or it is private: `hf auth login`")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(f"{repository} has no revision {revision!r}")
+    if isinstance(error, OSError) and error.errno:
+        return ModelError(
+            f"{constants.HF_HUB_CACHE}: cannot write there ({error.strerror}); HF_HOME names another folder"
+        )
+    if getattr(getattr(cause, "response", None), "status_code", None) == 401:
+        return _NotThereError(f"{repository}: the Hub answers 401; is the token right? `hf auth login`")
+    if not isinstance(error, errors.LocalEntryNotFoundError):
+        return ModelError(f"{repository}: {first_line(cause)}; what came is kept, run again to go on")
+    why = "HF_HUB_OFFLINE forbids to fetch it" if _offline() else f"the Hub cannot be used: {first_line(cause)}"
+    return _NotThereError(f"{repository} is not in the cache, and {why}")
 
 
 def _verify(repository: str, snapshot: Path) -> None:
