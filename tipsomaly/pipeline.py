@@ -123,7 +123,10 @@ class Pipeline:
                 known = f"this model has {', '.join(sets)}" if sets else "this model has none"
                 raise ModelError(f"no prompt set or file {str(prompts)!r}: {known}")
             if prompts is not None:
-                prompts = LearnedPrompts.load(Path(prompts).expanduser())
+                try:
+                    prompts = LearnedPrompts.load(Path(prompts).expanduser())
+                except ValueError as error:
+                    raise ModelError(str(error)) from None
         return cls(
             tips,
             folder.read_tokenizer(config.text.max_length),
