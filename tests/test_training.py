@@ -9,6 +9,7 @@ from PIL import Image
 
 from tipsomaly import Pipeline, training
 from tipsomaly.datasets import Sample, read_dataset
+from tipsomaly.hub import ModelError
 from tipsomaly.images import load_image, to_pixels
 from tipsomaly.prompts import LearnedPrompts
 from tipsomaly.tips import ImageTokens
@@ -218,3 +219,9 @@ def test_the_command_gives_the_same_file_again(golden, drawn, tmp_path):
         "pictures": "7",
         "image_size": "56x56",
     }
+
+
+def test_another_file_is_no_prompt_set(golden, tmp_path):
+    (tmp_path / "p.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ModelError, match="p.safetensors is not a safetensors file"):
+        Pipeline.from_pretrained(golden.folder, prompts=tmp_path / "p.safetensors")
