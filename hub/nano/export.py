@@ -59,7 +59,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of train.py")
     parser.add_argument("out", type=Path, help="the model folder to write")
-    parser.add_argument("--image-size", type=int, default=224, help="default input side in pixels")
+    parser.add_argument("--image-size", type=int, default=168, help="default input side in pixels")
     parser.add_argument("--industrial", type=Path, help="drawn data to learn the industrial prompts on")
     parser.add_argument("--medical", type=Path, help="drawn data to learn the medical prompts on")
     parser.add_argument("--epochs", type=int, default=2)
