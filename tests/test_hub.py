@@ -333,7 +333,7 @@ def test_hub_trouble_that_passes(world, golden, kind, monkeypatch):
 @pytest.mark.parametrize(
     ("part", "kind", "message"),
     [
-        ("model.safetensors", "cut", "acme/tips-l14-hr: "),
+        ("model.safetensors", "cut", "acme/tips-l14-hr is not in the cache"),
         ("model.safetensors", "longer", "size"),
         ("model.safetensors", "flip", "sha256 of model.safetensors"),
         ("/api/", 503, "503"),

@@ -361,7 +361,7 @@ def _explain(error: Exception, repository: str, revision: str | None) -> ModelEr
         )
     if getattr(getattr(cause, "response", None), "status_code", None) == 401:
         return _NotThereError(f"{repository}: the Hub answers 401; is the token right? `hf auth login`")
-    if not isinstance(error, errors.LocalEntryNotFoundError):
+    if isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):  # an answer, but a bad one
         return ModelError(f"{repository}: {first_line(cause)}; what came is kept, run again to go on")
     why = "HF_HUB_OFFLINE forbids to fetch it" if _offline() else f"the Hub cannot be used: {first_line(cause)}"
     return _NotThereError(f"{repository} is not in the cache, and {why}")
