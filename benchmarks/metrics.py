@@ -11,7 +11,7 @@ favours it (sorting grows faster), and the results compared are those of the few
 import argparse
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from scipy import ndimage
@@ -73,26 +73,24 @@ def aupro_of_200_thresholds(maps: np.ndarray, masks: np.ndarray) -> float:
     return auc((rates - rates.min()) / (rates.max() - rates.min()), overlaps[kept])
 
 
-def streamed(count: int, exact: bool = False) -> tuple[dict[str, float | None], float, float]:
-    """The metrics of `count` maps made one by one, the seconds and the CPU seconds without making them."""
-    metrics, wall, cpu = PixelMetrics(exact), 0.0, 0.0
-    for pair in make_maps(count):
-        _, w, c = timed(lambda pair=pair: metrics.update(*pair))
-        wall, cpu = wall + w, cpu + c
-    result, w, c = timed(metrics.compute)
-    return result, wall + w, cpu + c
+def streamed(pairs: Iterable[tuple[np.ndarray, np.ndarray]], exact: bool = False) -> dict[str, float | None]:
+    metrics = PixelMetrics(exact)
+    for anomaly_scores, mask in pairs:
+        metrics.update(anomaly_scores, mask)
+    return metrics.compute()
 
 
-def timed(function: Callable) -> tuple:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function()
-    return result, time.perf_counter() - wall, time.process_time() - cpu
+def timed(function: Callable, *arguments: object) -> tuple:
+    """The result, the seconds, and the CPU seconds of this thread: both sides use only one."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    result = function(*arguments)
+    return result, time.perf_counter() - wall, time.thread_time() - cpu
 
 
 def peak_memory(count: int) -> float:
     """Megabytes allocated at the peak, of which about 10 are for making a map."""
     tracemalloc.start()
-    streamed(count)
+    streamed(make_maps(count))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak / 1e6
@@ -106,17 +104,18 @@ def main() -> None:
     count = options.maps
     fewer = min(options.baseline_maps or count, count)
 
-    result, wall, cpu = streamed(count)
+    pairs = list(make_maps(count))
+    maps, masks = map(np.stack, zip(*pairs[:fewer], strict=True))
+    result, wall, cpu = timed(streamed, pairs)
     print(f"streaming, {count} maps: {wall:.2f} s, {cpu:.2f} CPU s")
-    maps, masks = map(np.stack, zip(*make_maps(fewer), strict=True))
-    plain, plain_wall, plain_cpu = timed(lambda: baseline(maps, masks))
+    plain, plain_wall, plain_cpu = timed(baseline, maps, masks)
     print(f"baseline, {fewer} maps: {plain_wall:.2f} s, {plain_cpu:.2f} CPU s", end="")
     plain_wall, plain_cpu = plain_wall * count / fewer, plain_cpu * count / fewer
     print(f"; scaled to {count} maps: {plain_wall:.2f} s, {plain_cpu:.2f} CPU s" if fewer < count else "")
     print(f"ratio: {plain_wall / wall:.0f} ({plain_cpu / cpu:.0f} in CPU seconds)")
-    del maps, masks
 
-    same, exact = result if fewer == count else streamed(fewer)[0], streamed(fewer, exact=True)[0]
+    same, exact = result if fewer == count else streamed(pairs[:fewer]), streamed(pairs[:fewer], exact=True)
+    del pairs, maps, masks
     print(f"{'metric':12}{'streaming':>12}{'from baseline':>15}{'from exact mode':>17}")
     for name, value in same.items():
         apart = f"{abs(value - plain[name]):.1e}" if name in plain else "-"

@@ -404,7 +404,7 @@ def models() -> None:
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print("\nWithout prompts a model needs --prompts (train some with tipsomaly.training) or --mode fixed.")
+    print("\nWithout prompts a model needs --prompts (`tipsomaly train` makes some) or --mode fixed.")
 
 
 def _version(wanted: bool) -> None:

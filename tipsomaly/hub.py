@@ -203,7 +203,7 @@ def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
     known = ", ".join(sets | released_prompts(folder))
     raise ModelError(
         f"no prompt set or file {text!r}: this model has {known or 'none'}"
-        + ("" if known else "; train some with tipsomaly.training")
+        + ("" if known else "; `tipsomaly train` makes some")
     )
 
 

@@ -68,8 +68,8 @@ class Pipeline:
         self.sigma = sigma
         if learned is None and mode != "fixed":
             raise ModelError(
-                f"the mode {mode!r} needs learned prompts and this model has none: pass prompts=..., train some "
-                "with tipsomaly.training, or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
+                f"the mode {mode!r} needs learned prompts and this model has none: pass prompts=..., make some "
+                "with `tipsomaly train`, or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
             )
         if learned is not None and learned.normal.shape[1] != config.text.dim:
             made_for = learned.metadata.get("backbone", "another model")
