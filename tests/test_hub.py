@@ -303,7 +303,7 @@ def test_a_v2_name_falls_back_to_googles_repository(world, golden, monkeypatch):
             "temperature": native["temperature_init_value"],
         }
     ).encode()
-    with pytest.raises(ModelError, match=r"needs learned prompts .* tipsomaly\.training"):
+    with pytest.raises(ModelError, match=r"needs learned prompts .* `tipsomaly train`"):
         Pipeline.from_pretrained(V2)
     pipe = Pipeline.from_pretrained(V2, mode="fixed")
     assert pipe.tips.config.vision == golden.config.vision

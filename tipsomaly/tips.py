@@ -276,7 +276,8 @@ class TextTower(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
+        # Embedding's own initialisation, on the meta device, would import torch's compiler: two seconds of start-up.
+        self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, config.dim), freeze=False)
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(_TextBlock(config) for _ in range(config.depth))})
         self.ln_final = nn.LayerNorm(config.dim, eps=1e-5)
 
