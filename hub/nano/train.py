@@ -4,8 +4,9 @@ Seeded and resumable: run the same command again and it goes on from the newest 
 seed and its number alone. Half of every batch is the same surfaces without the defect.
 
 The losses, all between tokens and sentence embeddings, so that the towers learn nothing that the paper's scores do not
-use: patch tokens against a (normal, abnormal) pair of prototypes (cross-entropy + dice), both global tokens against
-the same pair, the mean token of a defect against the names of the defects, the object token against the surface's name.
+use: patch tokens against a (normal, abnormal) pair of prototypes (cross-entropy + dice), the largest patch logit as the
+paper's local evidence for the image (in a normal picture that is the worst false alarm), both global tokens against the
+same pair, the mean token of a defect against the names of the defects, the object token against the surface's name.
 """
 
 import argparse
@@ -182,16 +183,20 @@ def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) ->
     spatial, object_ = F.normalize(tokens.spatial, dim=-1), F.normalize(tokens.object, dim=-1)
     label = defective.float()
     image = sum(F.binary_cross_entropy_with_logits((t * direction).sum(-1), label) for t in (spatial, object_))
+    largest = F.binary_cross_entropy_with_logits(local.flatten(1).amax(1), label)
 
     pooled = F.normalize((patches * target[..., None]).sum((1, 2)) + 1e-6, dim=-1)
     named = defective & (target.sum((1, 2)) > 0)
     what = F.cross_entropy(pooled[named] @ kinds.T / 0.07, kind[named]) if named.any() else pooled.sum() * 0
     family = torch.arange(groups, device=device).repeat_interleave(len(images) // groups)
     where = F.cross_entropy(object_ @ captions.T / 0.07, family)
-    return {"local": bce, "dice": dice.mean(), "image": image, "kind": what, "surface": where, "probe": probe}
+    return {
+        **{"local": bce, "dice": dice.mean(), "largest": largest, "image": image},
+        **{"kind": what, "surface": where, "probe": probe},
+    }
 
 
-WEIGHTS = {"local": 2.0, "dice": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05, "probe": 1.0}
+WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05, "probe": 1.0}
 
 
 def train(
