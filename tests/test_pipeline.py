@@ -98,6 +98,18 @@ def test_compare_is_the_ablation(golden, pictures):
     assert results["own"].score != results["fixed"].score
 
 
+def test_similarities_are_those_of_the_sentences_that_make_the_global_score(golden, pictures):
+    result = golden.pipe(pictures[3], "metal_nut")
+    prototypes = golden.pipe.prototypes("metal_nut")[0].numpy()
+    sentences = golden.pipe.ensemble.sentences("metal nut")
+    for similarities, texts, prototype in zip(golden.pipe.similarities(result), sentences, prototypes, strict=True):
+        assert sorted(similarities) == sorted(texts)
+        assert list(similarities.values()) == sorted(similarities.values(), reverse=True)
+        assert np.sign(np.mean(list(similarities.values()))) == np.sign(result.spatial_token @ prototype)
+    normal, abnormal = prototypes @ result.spatial_token / golden.pipe.tips.config.temperature
+    assert 1 / (1 + np.exp(normal - abnormal)) == pytest.approx(result.global_score, abs=1e-4)
+
+
 def test_regions_masks_and_saved_files(golden, pictures, tmp_path):
     result = golden.pipe(pictures[3])
     peak = float(result.anomaly_map.max())

@@ -13,6 +13,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tipsomaly import scoring
@@ -20,7 +21,7 @@ from tipsomaly.calibration import Calibration
 from tipsomaly.catalogue import BACKBONES, ModelError
 from tipsomaly.hub import find_prompts, released_prompts, resolve, upload, write_configs
 from tipsomaly.images import ImageError, ImageSource, load_image, to_pixels
-from tipsomaly.prompts import ENSEMBLES, LearnedPrompts, PromptEnsemble, clean_class_name, ensemble, prototypes
+from tipsomaly.prompts import ENSEMBLES, LearnedPrompts, PromptEnsemble, clean_class_name, embed, ensemble, prototypes
 from tipsomaly.result import Result
 from tipsomaly.tips import ImageTokens, Tips
 from tipsomaly.tokenizer import Tokenizer
@@ -83,6 +84,7 @@ class Pipeline:
         if calibration:
             calibration.check(self.settings())
         self._prototypes_of = lru_cache(maxsize=1024)(partial(_compute_prototypes, tips, tokenizer))
+        self._sentences_of = lru_cache(maxsize=64)(partial(_embed_sentences, tips, tokenizer))
 
     @classmethod
     def from_pretrained(
@@ -149,7 +151,7 @@ class Pipeline:
             "sigma": self.sigma,
         }
         other = Pipeline(self.tips, self.tokenizer, **{**current, **options})
-        other._prototypes_of = self._prototypes_of
+        other._prototypes_of, other._sentences_of = self._prototypes_of, self._sentences_of
         return other
 
     def settings(self) -> dict[str, Any]:
@@ -266,6 +268,16 @@ class Pipeline:
             self._prototypes_of(self.ensemble, name) if mode == "fixed" else self._prototypes_of(self.learned),
         )
 
+    @torch.inference_mode()
+    def similarities(self, result: Result) -> tuple[dict[str, float], dict[str, float]]:
+        """What the global score comes from: (normal, abnormal) fixed sentences, each with the cosine, in [-1, 1],
+        of its embedding with the result's spatial token; the most similar first."""
+        embedded = self._sentences_of(self.ensemble, result.class_name)
+        return tuple(
+            dict(sorted(zip(texts, (e @ result.spatial_token).tolist(), strict=True), key=lambda pair: -pair[1]))
+            for texts, e in zip(self.ensemble.sentences(result.class_name), embedded, strict=True)
+        )
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that `from_pretrained` and `transformers.Tipsv2Model` read."""
         from safetensors.torch import save_file
@@ -292,6 +304,7 @@ class Pipeline:
         both = torch.stack([tokens.object, tokens.spatial], dim=1)
         image_scores = scoring.anomaly_probability(both, global_prototypes, temperature).cpu().tolist()
         patch_maps = scoring.anomaly_probability(tokens.patches, local_prototypes, temperature).cpu().numpy()
+        spatial = F.normalize(tokens.spatial.float(), dim=-1).cpu().numpy()
         known = self.calibration
         calibration = known if known and (known.class_name, self.mode) == (class_name, mode) else None
         return [
@@ -305,12 +318,15 @@ class Pipeline:
                 class_name=class_name,
                 mode=mode,
                 sigma=self.sigma,
+                spatial_token=spatial_token,
                 note=picture.note,
                 image_threshold=calibration and calibration.image_threshold,
                 pixel_threshold=calibration and calibration.pixel_threshold,
                 source=picture.source,
             )
-            for picture, scores, patch_map in zip(pictures, image_scores, patch_maps, strict=True)
+            for picture, scores, patch_map, spatial_token in zip(
+                pictures, image_scores, patch_maps, spatial, strict=True
+            )
         ]
 
     def _finish(self, batch: list["_Picture | ImageError"], class_name: str) -> Iterator[Result | ImageError]:
@@ -354,6 +370,15 @@ def _compute_prototypes(
     if isinstance(prompts, LearnedPrompts):
         return prototypes(tips.text_encoder, tokenizer, prompts.sentences(), (prompts.normal, prompts.abnormal))
     return prototypes(tips.text_encoder, tokenizer, prompts.sentences(class_name))
+
+
+@torch.inference_mode()
+def _embed_sentences(
+    tips: Tips, tokenizer: Tokenizer, prompts: PromptEnsemble, class_name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    normal, abnormal = prompts.sentences(class_name)
+    embedded = embed(tips.text_encoder, tokenizer, normal + abnormal).cpu().numpy()
+    return embedded[: len(normal)], embedded[len(normal) :]
 
 
 @dataclass(frozen=True, eq=False)

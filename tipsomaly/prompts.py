@@ -202,12 +202,15 @@ def prototypes(
 
     Gradients flow to `learned`, so that training and inference share this function.
     """
+    learned = learned or (None, None)
+    embeddings = (embed(tower, tokenizer, *state) for state in zip(sentences, learned, strict=True))
+    return torch.stack([F.normalize(e.mean(0), dim=-1) for e in embeddings])
+
+
+def embed(tower: TextTower, tokenizer: Tokenizer, texts: Sequence[str], learned: Tensor | None = None) -> Tensor:
+    """(n, D) float32 unit embeddings of sentences, each with the `learned` vectors before it if there are some."""
     device = tower.token_embedding.weight.device
-    states = []
-    for state, texts in enumerate(sentences):
-        ids, valid = tokenizer(texts)
-        length = max(int(valid.sum(1).max()), 1)  # padding is masked everywhere: cutting it off changes only the time
-        prompt = None if learned is None else learned[state].to(device)
-        embeddings = tower(ids[:, :length].to(device), valid[:, :length].to(device), prompt).float()
-        states.append(F.normalize(F.normalize(embeddings, dim=-1).mean(0), dim=-1))
-    return torch.stack(states)
+    ids, valid = tokenizer(texts)
+    length = max(int(valid.sum(1).max()), 1)  # padding is masked everywhere: cutting it off changes only the time
+    prompt = None if learned is None else learned.to(device)
+    return F.normalize(tower(ids[:, :length].to(device), valid[:, :length].to(device), prompt).float(), dim=-1)

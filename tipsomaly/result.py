@@ -42,6 +42,8 @@ class Result:
     class_name: str
     mode: str
     sigma: float = scoring.SIGMA
+    spatial_token: np.ndarray | None = field(default=None, repr=False)
+    """g_s as a float32 unit vector (D,), for `Pipeline.similarities`."""
     note: str | None = None
     """What was left out of the picture, if anything."""
     image_threshold: float | None = None
