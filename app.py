@@ -1,4 +1,4 @@
-"""The Space: zero-shot anomaly detection in a browser. `python app.py --help` says how to configure it."""
+"""The Space: zero-shot anomaly detection in a browser and as a service. This is the page; tipsomaly/space.py works."""
 
 import argparse
 import os
@@ -6,152 +6,485 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gradio as gr
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from tipsomaly import ImageError, Pipeline, Result, visualization
+from tipsomaly import ImageError, ModelError, __version__, visualization
+from tipsomaly import space as service
 from tipsomaly.prompts import ENSEMBLES
+from tipsomaly.result import Result
+from tipsomaly.scoring import STRATEGIES
+from tipsomaly.space import Inspection, Space
 
-EXAMPLES = Path(__file__).parent / "examples" / "pictures"
-ABOUT = """# Tipsomaly
-Is the thing on this picture defective, and where? Give one picture and the name of what is on it; the model has never
-seen the product. After *TIPS Over Tricks: Simple Prompts for Effective Zero-shot Anomaly Detection* (ICASSP 2026).
+HERE = Path(__file__).parent
+CLASSES = (
+    *("object", "bottle", "cable", "capsule", "carpet", "fabric", "hazelnut", "leather", "magnetic tile", "metal nut"),
+    *("metal plate", "pcb", "perforated plate", "pill", "printed label", "screw", "skin", "solar cell", "tile"),
+    *("toothbrush", "transistor", "wood", "zipper"),
+)
+COLUMNS = ("fixed", "learned", "decoupled", "own")
+BUTTONS = ["download", "fullscreen"]
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
+FILES_KEPT = 3600  # seconds
+CSS = """
+.gradio-container {max-width: 1320px !important; margin: auto; width: 100% !important}
+.gradio-container .main.app {width: 100%}
+.card {padding: 4px 2px; color: var(--body-text-color)}
+.card .score {font-size: 2rem; font-weight: 600; line-height: 1.2}
+.card .of {font-size: 1rem; font-weight: 400; color: var(--body-text-color-subdued)}
+.card .anomalous {color: #c2410c} .dark .card .anomalous {color: #fb923c}
+.card .normal {color: #047857} .dark .card .normal {color: #34d399}
+.bar {position: relative; display: flex; height: 1.5rem; border-radius: 6px; overflow: hidden; margin: .5rem 0 .25rem;
+  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary)}
+.bar .global {background: #4f46e5} .bar .local {background: #d97706}
+.bar .threshold {position: absolute; top: 0; bottom: 0; width: 3px; background: var(--body-text-color)}
+.key {display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .9rem}
+.key i {display: inline-block; width: .8rem; height: .8rem; border-radius: 3px; margin-right: .35rem}
+.key .global i {background: #4f46e5} .key .local i {background: #d97706}
+.states {display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: .25rem 1.5rem}
+.states h4 {margin: .5rem 0 .25rem} .states li {display: flex; justify-content: space-between; gap: .75rem}
+.states ul {list-style: none; padding: 0; margin: 0} .states b {font-variant-numeric: tabular-nums; font-weight: 500}
+.legend {display: flex; align-items: center; gap: .5rem; font-size: .9rem}
+.legend span.ramp {flex: 1; height: .8rem; border-radius: 4px; max-width: 420px}
+@media (max-width: 600px) {
+  .gradio-container .main.app {padding: 8px !important}
+}
 """
-NANO = """The bundled model **nano** is a small model of the same architecture, trained on drawn surfaces alone, so that
-everything runs offline in a moment. It is not the paper's model, and its results are not the paper's."""
+METHOD = """
+A frozen TIPS image-text model turns a picture into an object token, a spatial token and a grid of patch tokens, and a
+sentence into a vector. *Fixed* prompts ("a bad photo of a flawless zipper.") give a normal and an abnormal prototype
+for the image; *learned* prompts, trained with a local loss alone, give another pair for the patches. Every score is the
+softmax of one prototype against the other. The anomaly map is the patches' probability, upsampled and smoothed. The
+image score is the spatial token's probability plus the largest patch probability.
+"""
+ABOUT = """
+### What you see here
+The models on offer are named on the left. **nano**, the default, is a small model of TIPS' architecture (1.8 million
+parameters) that we trained on drawn surfaces alone, so that everything runs offline in a moment. It finds plain
+scratches, holes, cracks and stains better than chance, misses much, and knows only a few hundred words. It is not the
+paper's model (TIPS-L/14-HR, 488 million parameters), and its results are not the paper's.
+
+### Cite
+Salehi, Karami, Noey, Noey, Yamada, Hosseini, Sabokrou: *TIPS Over Tricks: Simple Prompts for Effective Zero-shot
+Anomaly Detection*, ICASSP 2026, [arXiv 2602.03594](https://arxiv.org/abs/2602.03594). TIPS: Maninis et al., ICLR 2025,
+[arXiv 2410.16512](https://arxiv.org/abs/2410.16512).
+
+### Licences
+This code and nano: MIT. TIPS weights: Apache-2.0 / CC-BY 4.0, Google. The authors' learned prompts: MIT.
+The example pictures are drawn by our own code.
+
+### As a service
+Every function of the page has an endpoint: `/detect`, `/localize`, `/compare`, `/batch`; `/health` says whether the
+server is up. See *Use via API* at the foot of the page, and the README.
+"""
+TABLE_2 = """
+#### What the paper reports (TIPS-L/14-HR, not measured here)
+Table 2a compares these three columns; in it, fixed prompts collapse at pixel level. Table 2b compares the losses that
+the learned prompts are trained with (the paper takes the local loss alone), 2c the strategies S1 to S5 (it takes S5).
+
+| decoupled prompts, S5 | image AUROC | AP | F1-max | pixel AUROC | AUPRO | F1-max |
+|---|---|---|---|---|---|---|
+| MVTec AD | 93.4 | 96.1 | 92.9 | 90.9 | 84.0 | 43.8 |
+| VisA | 87.7 | | | 95.9 | | |
+
+Percent. The other rows of table 2 are in [the paper](https://arxiv.org/abs/2602.03594); we had no copy of them to show.
+"""
 
 
-def examples() -> list[list[str]]:
-    """The bundled pictures with the class that each file is named after: `<class>-<number>.png`."""
-    return [[str(path), path.stem.rsplit("-", 1)[0].replace("_", " ")] for path in sorted(EXAMPLES.glob("*.*"))]
+# -- what is drawn as HTML; every word of a visitor is escaped ---------------------------------------------------------
 
 
-def parts(result: Result) -> str:
-    """The image score and its two parts, as a table."""
-    rows = (
-        ("image score (0 to 2)", result.score),
-        ("global: p_a(spatial token)", result.global_score),
-        ("local: largest patch probability", result.local_score),
+def score_card(inspection: Inspection) -> str:
+    result = inspection.result
+    shares = f"global {result.global_score:.3f} and local {result.local_score:.3f} of at most 1 each"
+    threshold = result.image_threshold
+    tick = "" if threshold is None else f'<div class="threshold" style="left:{min(threshold, 2) * 50:.2f}%"></div>'
+    words = {
+        True: f'<span class="anomalous">anomalous</span>: at least the calibrated threshold {threshold or 0:.3f}',
+        False: f'<span class="normal">normal</span>: below the calibrated threshold {threshold or 0:.3f}',
+        None: "No verdict: no threshold has been calibrated for this class and these settings.",
+    }[result.is_anomalous]
+    note = f"<p>Note: {escape(result.note)}.</p>" if result.note else ""
+    return f"""<div class="card" id="score-card">
+<div class="score">{result.score:.3f} <span class="of">of 2 · {escape(result.class_name)}</span></div>
+<div class="bar" role="img" aria-label="{shares}">
+<div class="global" style="width:{result.global_score * 50:.2f}%"></div>
+<div class="local" style="width:{result.local_score * 50:.2f}%"></div>{tick}</div>
+<div class="key"><span class="global"><i></i>global, p_a(spatial token): <b>{result.global_score:.3f}</b></span>
+<span class="local"><i></i>strongest local evidence: <b>{result.local_score:.3f}</b></span></div>
+<p>{words}</p>{note}<p class="of">{inspection.seconds * 1000:.0f} ms</p></div>"""
+
+
+def sentences(inspection: Inspection, count: int = 4) -> str:
+    """The fixed sentences nearest to the picture, for each state."""
+
+    def state(title: str, similarities) -> str:
+        items = "".join(
+            f"<li><span>{escape(t)}</span><b>{s:.3f}</b></li>" for t, s in list(similarities.items())[:count]
+        )
+        return f"<div><h4>{title}</h4><ul>{items}</ul></div>"
+
+    columns = state("Loudest for normal", inspection.normal) + state("Loudest for abnormal", inspection.abnormal)
+    return f'<div class="card">Cosine of the sentence with the spatial token<div class="states">{columns}</div></div>'
+
+
+def legend(low: float = 0.0, high: float = 1.0) -> str:
+    colours = ", ".join("rgb({},{},{})".format(*c) for c in visualization.colours(9))
+    return (
+        f'<div class="legend"><span>{low:.2f} normal</span>'
+        f'<span class="ramp" style="background:linear-gradient(to right, {colours})"></span>'
+        f"<span>{high:.2f} abnormal</span></div>"
     )
-    lines = "\n".join(f"| {name} | {value:.3f} |" for name, value in rows)
-    note = f"\n\nNote: {escape(result.note)}." if result.note else ""
-    return f"| | |\n|---|---|\n{lines}{note}"
 
 
-class Demo:
-    """The functions behind the tabs; every request carries its own settings, the model is shared."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
-
-    def detect(self, image: str | None, class_name: str, domain: str) -> tuple[str, object]:
-        result = self._run(image, class_name, domain)
-        return parts(result), result.overlay()
-
-    def localize(self, image: str | None, class_name: str, domain: str, threshold: float):
-        result = self._run(image, class_name, domain)
-        picture = result.image
-        table = [[*region.box, region.area, round(region.peak, 3)] for region in result.regions(threshold)]
-        outlined = visualization.contours(picture, result.mask(threshold))
-        return (picture, visualization.heatmap(result.anomaly_map)), outlined, table
-
-    def compare(self, image: str | None, class_name: str, domain: str):
-        with explained(image):
-            results = self.pipeline.with_options(domain=domain).compare(image, class_name)
-        table = [
-            [mode, *(round(value, 3) for value in (r.score, r.global_score, r.local_score, *r.strategies.values()))]
-            for mode, r in results.items()
-        ]
-        return [(r.overlay(), f"{mode}: {r.score:.3f}") for mode, r in results.items()], table
-
-    def _run(self, image: str | None, class_name: str, domain: str) -> Result:
-        with explained(image):
-            return self.pipeline.with_options(domain=domain)(image, class_name)
+# -- the functions behind the page: what a visitor did wrong becomes one line ------------------------------------------
 
 
 @contextmanager
-def explained(image: str | None) -> Iterator[None]:
+def explained() -> Iterator[None]:
     """A visitor's mistake as one line of plain text, without the server's paths."""
-    if image is None:
-        raise gr.Error("Choose a picture first.", print_exception=False)
     try:
         yield
     except ImageError as error:
-        reason = str(error).split(": ", 1)[-1]
-        raise gr.Error(escape(f"This picture cannot be used: {reason}."), print_exception=False) from None
+        raise gr.Error(
+            escape(f"This picture cannot be used: {service.reason(error)}."), print_exception=False
+        ) from None
     except ValueError as error:
         raise gr.Error(escape(str(error)), print_exception=False) from None
 
 
-def build(pipeline: Pipeline) -> gr.Blocks:
-    """The app over a loaded pipeline."""
-    demo = Demo(pipeline)
-    with gr.Blocks(title="Tipsomaly") as app:
-        gr.Markdown(ABOUT)
+def chosen(image: str | None) -> str:
+    if image is None:
+        raise gr.Error("Choose a picture first.", print_exception=False)
+    return image
+
+
+class Demo:
+    """Handlers of events, over one Space. Their inputs and outputs are those of gradio's components."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+
+    def inspect(self, image, class_name, domain, model, threshold, rescaled):
+        if image is None:  # the picture was taken away
+            return None, EMPTY, None, None, "", *self.redraw(None, threshold, rescaled)
+        with explained():
+            inspection = self.space.inspect(image, class_name, domain, model)
+        start = inspection.result.pixel_threshold
+        threshold = threshold if start is None else start
+        return (
+            inspection,
+            score_card(inspection),
+            inspection.shown.overlay(inspection.result.pixel_threshold),
+            service.record(inspection.result),
+            sentences(inspection),
+            *self.redraw(inspection, threshold, rescaled),
+        )
+
+    def redraw(self, inspection: Inspection | None, threshold: float, rescaled: bool):
+        """What depends on the threshold and the scale, from the last run's maps: the model does not run again."""
+        if inspection is None:
+            return threshold, None, legend(), None, None, [], None
+        shown, result = inspection.shown, service.replace(inspection.result)
+        low, high = (float(shown.anomaly_map.min()), float(shown.anomaly_map.max())) if rescaled else (0.0, 1.0)
+        heatmap = visualization.heatmap((shown.anomaly_map - low) / max(high - low, 1e-6))
+        regions = [[*region.box, region.area, round(region.peak, 3)] for region in result.regions(threshold)]
+        return (
+            threshold,
+            (shown.image, heatmap),
+            legend(low, high),
+            service.filled(shown, threshold),
+            visualization.black_and_white(shown.mask(threshold)),
+            regions,
+            None,  # files of another threshold
+        )
+
+    def files(self, inspection: Inspection | None, threshold: float):
+        if inspection is None:
+            raise gr.Error("Inspect a picture first.", print_exception=False)
+        with explained(), TemporaryDirectory() as folder:
+            yield [str(path) for path in service.write_files(inspection.result, threshold, Path(folder))]
+
+    def compare(self, image, class_name, domain, model, normal, abnormal, mask):
+        with explained():
+            comparison = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
+        results, metrics = comparison.results, comparison.metrics
+        pictures = [
+            gr.Image(value=r and r.overlay(), label=f"{name}: {r.score:.3f}" if r else name, visible=r is not None)
+            for name, r in ((name, results.get(name)) for name in COLUMNS)
+        ]
+        return *pictures, [comparison_row(name, r, metrics.get(name)) for name, r in results.items()]
+
+    def batch(self, files, class_name, domain, model, progress=gr.Progress()):  # noqa: B008
+        if not files:
+            raise gr.Error("Choose pictures or a zip first.", print_exception=False)
+        rows = []
+        with explained(), TemporaryDirectory() as folder:
+            for row in self.space.batch(files, class_name, domain, model):
+                rows.append(row)
+                progress(None, desc=f"{len(rows)} pictures")
+            if not rows:
+                raise ValueError("there is no picture in these files")
+            cells, out = service.table(rows), Path(folder)
+            service.write_csv(cells, out / "scores.csv")
+            service.write_overlays(rows, out / "overlays.zip")
+            gallery = [
+                (r.result.overlay(), f"{r.result.score:.3f} {r.name}") for r in service.ranked(rows)[:60] if r.result
+            ]
+            yield summary(rows), gallery, cells, [str(out / "scores.csv"), str(out / "overlays.zip")]
+
+    def detect_endpoint(self, image, class_name, domain, model):
+        with explained():
+            return service.record(self.space.inspect(chosen(image), class_name, domain, model).result)
+
+    def localize_endpoint(self, image, class_name, domain, model, threshold):
+        with explained(), TemporaryDirectory() as folder:
+            result = self.space.inspect(chosen(image), class_name, domain, model).result
+            paths = service.write_files(result, threshold, Path(folder))
+            yield service.record(result, threshold), [str(path) for path in paths]
+
+    def compare_endpoint(self, image, class_name, domain, model, normal, abnormal, mask):
+        with explained():
+            found = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
+        data = {name: service.record(r) | {"metrics": found.metrics.get(name)} for name, r in found.results.items()}
+        return data, [(r.overlay(), name) for name, r in found.results.items()]
+
+
+def comparison_row(name: str, result: Result, metrics: dict | None) -> list[str | float]:
+    measured = [(metrics or {}).get(key) for key in ("pixel_auroc", "aupro")]
+    return [
+        name,
+        *(round(s, 3) for s in result.strategies.values()),
+        *("n/a" if m is None else round(m, 3) for m in measured),
+    ]
+
+
+def summary(rows: list[service.Row]) -> str:
+    failed = sum(row.error is not None for row in rows)
+    text = f"**{len(rows) - failed} pictures scored**, {failed} could not be used."
+    full = f" At most {service.MAX_BATCH} are taken in one batch." if len(rows) == service.MAX_BATCH else ""
+    return text + full
+
+
+EMPTY = '<div class="card">Choose a picture or one of the examples: the result appears here.</div>'
+
+
+def examples() -> list[list[str]]:
+    """The bundled pictures with the class that each file is named after: `<class>-<number>.jpg`."""
+    folder = HERE / "examples" / "pictures"
+    return [[str(path), path.stem.rsplit("-", 1)[0].replace("_", " ")] for path in sorted(folder.glob("*.*"))]
+
+
+def build(space: Space) -> gr.Blocks:
+    """The page, and the endpoints."""
+    demo = Demo(space)
+    with gr.Blocks(title="Tipsomaly", delete_cache=(FILES_KEPT // 4, FILES_KEPT)) as app:
+        inspection = gr.State(time_to_live=FILES_KEPT)
+        picture = {"interactive": False, "format": "jpeg"}
+        gr.Markdown(
+            "# Tipsomaly\nIs the thing on this picture defective, and where? The model has never seen the product."
+        )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 image = gr.Image(
-                    label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard", "webcam"]
+                    label="Picture",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard", "webcam"],
+                    height=280,
+                    elem_id="picture",
                 )
-                class_name = gr.Textbox("object", label="What is on it?", info="a word or two", max_length=100)
-                domain = gr.Radio(list(ENSEMBLES), value="industrial", label="Fixed prompts")
-                gr.Examples(examples(), [image, class_name], label="Drawn examples", examples_per_page=12)
-            with gr.Column(scale=2, min_width=320):
+                class_name = gr.Dropdown(
+                    list(CLASSES),
+                    value="object",
+                    allow_custom_value=True,
+                    label="What is on it?",
+                    info="choose, or type a word or two",
+                )
+                run = gr.Button("Inspect", variant="primary")
+                samples = gr.Dataset(
+                    components=[image],
+                    samples=[[path] for path, _ in examples()],
+                    label="Examples (drawn)",
+                    type="index",
+                    layout="gallery",
+                    samples_per_page=12,
+                )
+                with gr.Accordion("Model and prompts", open=False):
+                    model = gr.Dropdown(space.choices, label="Model / learned prompts, for the map")
+                    domain = gr.Radio(list(ENSEMBLES), value="industrial", label="Fixed prompts, for the image score")
+            with gr.Column(scale=2, min_width=320), gr.Tabs(overflow_behavior="wrap"):
+                settings = [class_name, domain, model]
                 with gr.Tab("Detection"):
-                    run = gr.Button("Detect", variant="primary")
-                    scores = gr.Markdown("Choose a picture and press *Detect*.")
-                    overlay = gr.Image(label="Anomaly map, 0 to 1, over the picture", interactive=False)
-                    run.click(demo.detect, [image, class_name, domain], [scores, overlay], api_name="detect")
+                    card = gr.HTML(EMPTY)
+                    overlay = gr.Image(label="Anomaly map over the picture", height=420, buttons=BUTTONS, **picture)
+                    gr.HTML(legend())
+                    spoken = gr.HTML()
+                    with gr.Accordion("As data", open=False):
+                        data = gr.JSON(label="Scores")
                 with gr.Tab("Localization"):
-                    threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the anomaly map")
-                    run = gr.Button("Localize", variant="primary")
-                    slider = gr.ImageSlider(label="Picture and anomaly map (dark 0, bright 1)", interactive=False)
-                    outlined = gr.Image(label="Regions above the threshold", interactive=False)
+                    slider = gr.ImageSlider(label="Picture | anomaly map", max_height=420, **picture)
+                    scale = gr.HTML(legend())
+                    with gr.Row():
+                        threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the map", elem_id="threshold")
+                        rescaled = gr.Checkbox(label="Stretch the colours to this picture")
+                    with gr.Row():
+                        outlined = gr.Image(label="Regions above the threshold", buttons=BUTTONS, **picture)
+                        mask_view = gr.Image(label="Mask", buttons=BUTTONS, **picture)
                     regions = gr.Dataframe(
                         headers=["left", "top", "right", "bottom", "area (px)", "peak"],
-                        label="Regions",
+                        label="Regions, strongest first, in pixels of the picture",
                         interactive=False,
                     )
-                    run.click(
-                        demo.localize,
-                        [image, class_name, domain, threshold],
-                        [slider, outlined, regions],
-                        api_name="localize",
+                    make_files = gr.Button("Make files: overlay, mask, map (.npy, 16-bit PNG), regions (JSON)")
+                    downloads = gr.File(
+                        label="Files, at the picture's own size", file_count="multiple", interactive=False
                     )
                 with gr.Tab("Prompt comparison"):
                     gr.Markdown(
-                        "The paper's decoupled-prompt ablation: *fixed* prompts for both scores, *learned* ones for "
-                        "both, or *decoupled*: fixed for the image score, learned for the map."
+                        "The paper's idea, on your picture: *fixed* prompts for both scores, *learned* prompts for "
+                        "both, or *decoupled*: fixed for the image score, learned for the map. One scale for all maps."
                     )
-                    run = gr.Button("Compare", variant="primary")
-                    gallery = gr.Gallery(
-                        label="Maps on one scale, 0 to 1", columns=3, height="auto", object_fit="contain"
-                    )
+                    with gr.Accordion("Your own phrases, and a ground-truth mask", open=False):
+                        with gr.Row():
+                            normal = gr.Textbox(label="Normal, one phrase a line", placeholder="clean {}", lines=2)
+                            abnormal = gr.Textbox(
+                                label="Abnormal, one phrase a line", placeholder="{} with rust", lines=2
+                            )
+                        truth = gr.Image(
+                            label="Ground-truth mask (white is defective)",
+                            type="filepath",
+                            image_mode=None,
+                            sources=["upload"],
+                            height=160,
+                        )
+                    compare = gr.Button("Compare", variant="primary")
+                    with gr.Row():
+                        columns = [
+                            gr.Image(label=name, min_width=150, visible=name != "own", buttons=[], **picture)
+                            for name in COLUMNS
+                        ]
+                    gr.HTML(legend())
+                    strategies = [f"{name} {' + '.join(parts)}" for name, parts in STRATEGIES.items()]
                     table = gr.Dataframe(
-                        headers=["prompts", "score", "global", "local", "S1", "S2", "S3", "S4", "S5"],
-                        label="Scores, and the image-level strategies S1 to S5",
+                        headers=["prompts", *strategies, "pixel AUROC", "AUPRO"],
+                        label="Image score by the strategies S1 to S5 (the paper's is S5); metrics if there is a mask",
+                        wrap=True,
                         interactive=False,
                     )
-                    run.click(demo.compare, [image, class_name, domain], [gallery, table], api_name="compare")
-        gr.Markdown(NANO)
+                    gr.Markdown(TABLE_2)
+                with gr.Tab("Batch"):
+                    gr.Markdown(
+                        f"Many pictures of one class (the class, model and prompts are those beside the tabs); at most "
+                        f"{service.MAX_BATCH}, as files or in a zip."
+                    )
+                    uploads = gr.File(label="Pictures or zip", file_count="multiple", height=140)
+                    run_batch = gr.Button("Score the batch", variant="primary")
+                    report = gr.Markdown("The table appears here, most anomalous first.")
+                    scores = gr.Dataframe(headers=list(service.HEADERS), label="Scores", interactive=False, wrap=True)
+                    outputs = gr.File(label="Table (CSV) and overlays (zip)", file_count="multiple", interactive=False)
+                    gallery = gr.Gallery(
+                        label="Most anomalous first", columns=4, format="jpeg", height="auto", object_fit="contain"
+                    )
+                with gr.Tab("About"):
+                    gr.Markdown(f"### The method in five sentences\n{METHOD}")
+                    gr.Image(
+                        str(HERE / "examples" / "method.png"),
+                        label="From picture to score",
+                        interactive=False,
+                        buttons=[],
+                    )
+                    gr.Markdown(ABOUT)
+
+        drawn = [threshold, slider, scale, outlined, mask_view, regions, downloads]
+        private = {"api_visibility": "private"}
+        model_runs = {"concurrency_limit": 2, "concurrency_id": "model"}
+        pick = samples.click(lambda i: examples()[i], samples, [image, class_name], show_progress="hidden", **private)
+        for event in (run.click, image.input, pick.then):
+            event(
+                demo.inspect,
+                [image, *settings, threshold, rescaled],
+                [inspection, card, overlay, data, spoken, *drawn],
+                **private,
+                **model_runs,
+            )
+        gr.on(
+            [threshold.input, rescaled.input],
+            demo.redraw,
+            [inspection, threshold, rescaled],
+            drawn,
+            show_progress="hidden",
+            trigger_mode="always_last",
+            concurrency_limit=4,
+            **private,
+        )
+        make_files.click(demo.files, [inspection, threshold], downloads, concurrency_limit=1, **private)
+        own = [normal, abnormal, truth]
+        compare.click(demo.compare, [image, *settings, *own], [*columns, table], **private, **model_runs)
+        batches = {"concurrency_limit": 1, "concurrency_id": "batch"}
+        run_batch.click(demo.batch, [uploads, *settings], [report, gallery, scores, outputs], **private, **batches)
+
+        with gr.Group(visible=False):  # components of the endpoints' answers
+            answer, several = gr.JSON(), gr.File(file_count="multiple")
+            overlays = gr.Gallery(format="png")
+        for name, function, given, answers, limits in (
+            ("detect", demo.detect_endpoint, [image, *settings], [answer], model_runs),
+            ("localize", demo.localize_endpoint, [image, *settings, threshold], [answer, several], model_runs),
+            ("compare", demo.compare_endpoint, [image, *settings, *own], [answer, overlays], model_runs),
+            ("batch", demo.batch, [uploads, *settings], [report, gallery, scores, outputs], batches),
+        ):
+            gr.Button(visible=False).click(function, given, answers, api_name=name, **limits)
     return app
+
+
+def launch(space: Space, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> tuple[gr.Blocks, str]:
+    """Serve the page; returns it and its address."""
+    app = build(space)
+    health = Route("/health", lambda _: JSONResponse({"status": "ok", "version": __version__, "models": space.choices}))
+    _, url, _ = app.queue(max_size=200).launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=service.MAX_FILE,
+        state_session_capacity=500,
+        theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS),
+        css=CSS,
+        app_kwargs={"routes": [health]},
+        show_error=True,
+        ssr_mode=False,
+        quiet=not block,
+        prevent_thread_lock=not block,
+    )
+    return app, url
 
 
 def main(arguments: list[str] | None = None) -> None:
     environment = os.environ.get
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--model", default=environment("TIPSOMALY_MODEL", "nano"), help="model, or TIPSOMALY_MODEL [%(default)s]"
+        "--model",
+        nargs="+",
+        default=environment("TIPSOMALY_MODEL", "nano").split(),
+        help="models on offer, the default first: names, folders or Hub repositories; or TIPSOMALY_MODEL [nano]",
+    )
+    parser.add_argument(
+        "--calibration",
+        nargs="*",
+        default=environment("TIPSOMALY_CALIBRATION", "").split(),
+        help="files of `tipsomaly calibrate`, for verdicts; or TIPSOMALY_CALIBRATION",
     )
     parser.add_argument("--host", default=environment("GRADIO_SERVER_NAME", "127.0.0.1"), help="[%(default)s]")
     parser.add_argument(
         "--port", type=int, default=int(environment("GRADIO_SERVER_PORT", "7860")), help="[%(default)s]"
     )
     args = parser.parse_args(arguments)
-    app = build(Pipeline.from_pretrained(args.model))
-    app.queue(default_concurrency_limit=2).launch(
-        server_name=args.host, server_port=args.port, max_file_size="50mb", theme=gr.themes.Soft(), show_error=True
-    )
+    try:
+        space = Space(args.model, args.calibration)
+    except ModelError as error:
+        parser.error(str(error))
+    launch(space, args.host, args.port)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Result:
     """p_a(g_o): equation 1 for the object token; strategies S1 and S4 of table 2c."""
     global_score: float
     """p_a(g_s): equation 1 for the spatial token."""
-    patch_map: np.ndarray
+    patch_map: np.ndarray = field(repr=False)
     """float32 (h, w) in [0, 1]: probability of each patch, before upsampling."""
     width: int
     height: int

@@ -9,6 +9,9 @@ from scipy.ndimage import binary_erosion
 COLOURS = "inferno"
 """A perceptually uniform matplotlib colour map; 0 is its dark end and 1 its bright end, for every picture alike."""
 
+CONTOUR = (0, 229, 255)
+"""RGB, bright cyan: neither among the colours of the map nor common on products."""
+
 
 def heatmap(anomaly_map: np.ndarray) -> Image.Image:
     """(H, W) values in [0, 1] -> RGB picture on the fixed scale 0..1."""
@@ -23,12 +26,22 @@ def overlay(image: Image.Image, anomaly_map: np.ndarray, opacity: float = 0.75) 
     return Image.fromarray((base + (colours - base) * weight).round().astype(np.uint8))
 
 
-def contours(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = (0, 229, 255)) -> Image.Image:
+def contours(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = CONTOUR) -> Image.Image:
     """The outline of a boolean (H, W) mask drawn on the picture, about 1/200 of its side wide."""
     width = max(1, round(max(mask.shape) / 200))
     pixels = np.array(image.convert("RGB"))
     pixels[mask & ~binary_erosion(mask, iterations=width, border_value=1)] = colour
     return Image.fromarray(pixels)
+
+
+def black_and_white(mask: np.ndarray) -> Image.Image:
+    """A boolean (H, W) mask as a picture, white where it is true."""
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def colours(count: int) -> list[tuple[int, int, int]]:
+    """RGB of the map's colours at `count` even steps from 0 to 1, for a legend."""
+    return [tuple(map(int, _table()[i])) for i in np.linspace(0, 255, count).round().astype(int)]
 
 
 def side_by_side(pictures: list[Image.Image], height: int | None = None, gap: int = 8) -> Image.Image:
