@@ -208,7 +208,7 @@ class Demo:
         with explained(), TemporaryDirectory() as folder:
             yield [str(path) for path in service.write_files(inspection.result, threshold, Path(folder))]
 
-    def compare(self, image, class_name, domain, model, normal, abnormal, mask):
+    def show_comparison(self, image, class_name, domain, model, normal, abnormal, mask):
         with explained():
             comparison = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
         results, metrics = comparison.results, comparison.metrics
@@ -423,9 +423,11 @@ def build(space: Space) -> gr.Blocks:
         )
         make_files.click(demo.files, [inspection, threshold], downloads, concurrency_limit=1, **private)
         own = [normal, abnormal, truth]
-        compare.click(demo.compare, [image, *settings, *own], [*columns, table], **private, **model_runs)
+        compare.click(demo.show_comparison, [image, *settings, *own], [*columns, table], **private, **model_runs)
         batches = {"concurrency_limit": 1, "concurrency_id": "batch"}
-        run_batch.click(demo.batch, [uploads, *settings], [report, gallery, scores, outputs], **private, **batches)
+        run_batch.click(
+            demo.batch, [uploads, *settings], [report, gallery, scores, outputs], api_name="batch", **batches
+        )
 
         with gr.Group(visible=False):  # components of the endpoints' answers
             answer, several = gr.JSON(), gr.File(file_count="multiple")
@@ -434,7 +436,6 @@ def build(space: Space) -> gr.Blocks:
             ("detect", demo.detect_endpoint, [image, *settings], [answer], model_runs),
             ("localize", demo.localize_endpoint, [image, *settings, threshold], [answer, several], model_runs),
             ("compare", demo.compare_endpoint, [image, *settings, *own], [answer, overlays], model_runs),
-            ("batch", demo.batch, [uploads, *settings], [report, gallery, scores, outputs], batches),
         ):
             gr.Button(visible=False).click(function, given, answers, api_name=name, **limits)
     return app

@@ -1,83 +1,232 @@
-"""The app's functions, and its endpoints through gradio's own client."""
+"""The page's functions, and its endpoints as clients call them."""
 
+import json
 import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import Image
+
+from tipsomaly import Pipeline
+from tipsomaly.space import Space, record
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import app  # noqa: E402
 
 PICTURE = str(ROOT / "examples" / "pictures" / "zipper-1.jpg")
+MASK = str(ROOT / "examples" / "masks" / "zipper-1.png")
+NANO = "nano / industrial"
+SETTINGS = ("zipper", "industrial", NANO)
 
 
 @pytest.fixture(scope="module")
-def demo(golden):
-    return app.Demo(golden.pipe)
+def demo():
+    return app.Demo(Space())
 
 
 @pytest.fixture(scope="module")
-def client(golden):
-    blocks = app.build(golden.pipe)
-    _, url, _ = blocks.queue().launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    yield Client(url, verbose=False)
+def url(demo):
+    blocks, address = app.launch(demo.space, block=False)
+    yield address
     blocks.close()
 
 
-def test_detect(demo, golden):
-    text, overlay = demo.detect(PICTURE, "zipper", "industrial")
-    assert f"{golden.pipe(PICTURE, 'zipper').score:.3f}" in text
-    assert overlay.size == Image.open(PICTURE).size
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
 
 
-def test_localize_redraws_for_each_threshold(demo):
-    (picture, heatmap), _, low = demo.localize(PICTURE, "zipper", "industrial", 0.0)
-    _, outlined, high = demo.localize(PICTURE, "zipper", "industrial", 1.0)
-    assert picture.size == heatmap.size == outlined.size
-    assert low[0][:5] == [0, 0, 448, 448, 448 * 448]
-    assert high == []
+@pytest.fixture(scope="module")
+def result():
+    return Pipeline.from_pretrained()(PICTURE, "zipper")
 
 
-def test_compare_shows_the_ablation(demo):
-    gallery, table = demo.compare(PICTURE, "zipper", "medical")
-    assert [caption.split(":")[0] for _, caption in gallery] == ["fixed", "learned", "decoupled"]
-    assert [row[0] for row in table] == ["fixed", "learned", "decoupled"]
-    assert all(len(row) == 9 for row in table)
+def test_an_inspection_shows_score_parts_and_sentences(demo, result):
+    inspection, card, overlay, data, sentences, threshold, *_ = demo.inspect(PICTURE, *SETTINGS, 0.5, False)
+    for value in (result.score, result.global_score, result.local_score):
+        assert f"{value:.3f}" in card
+    assert "No verdict" in card
+    assert data == record(result)
+    assert overlay.size == (448, 448)
+    assert next(iter(inspection.abnormal)) in sentences
+    assert threshold == 0.5
 
 
-@pytest.mark.parametrize("function", ["detect", "compare"])
-@pytest.mark.parametrize("picture", [None, "broken"])
-def test_a_picture_that_cannot_be_used_is_one_safe_line(demo, tmp_path, function, picture):
-    if picture:
-        picture = tmp_path / "<b>secret.png"
-        picture.write_bytes(b"\x89PNG broken")
+def test_what_a_visitor_writes_is_no_html(demo):
+    _, card, _, _, sentences, *_ = demo.inspect(PICTURE, "<img src=x onerror=alert(1)>", *SETTINGS[1:], 0.5, False)
+    assert "<img" not in card + sentences
+    assert "&lt;img src=x onerror=alert(1)&gt;" in card
+
+
+def test_another_threshold_redraws_without_the_model(demo, result, monkeypatch):
+    inspection = demo.inspect(PICTURE, *SETTINGS, 0.5, False)[0]
+    monkeypatch.setattr(demo, "space", None)
+    for threshold in (0.0, 0.3, 1.0):
+        _, (picture, heatmap), _, outlined, mask, regions, files = demo.redraw(inspection, threshold, False)
+        assert picture.size == heatmap.size == outlined.size == mask.size == (448, 448)
+        assert [tuple(row[:5]) for row in regions] == [(*r.box, r.area) for r in result.regions(threshold)]
+        np.testing.assert_array_equal(np.asarray(mask) > 0, result.mask(threshold))
+        assert files is None
+    _, (_, plain), fixed_scale, *_ = demo.redraw(inspection, 0.5, False)
+    _, (_, stretched), own_scale, *_ = demo.redraw(inspection, 0.5, True)
+    assert np.asarray(stretched).max() > np.asarray(plain).max()
+    assert "1.00 abnormal" in fixed_scale
+    assert f"{result.anomaly_map.max():.2f} abnormal" in own_scale
+
+
+def test_taking_the_picture_away_empties_the_page(demo):
+    inspection, card, overlay, data, *_ = demo.inspect(None, *SETTINGS, 0.5, False)
+    assert inspection is overlay is data is None
+    assert "Choose a picture" in card
+
+
+@pytest.mark.parametrize("function", ["inspect", "show_comparison", "detect_endpoint"])
+def test_a_picture_that_cannot_be_used_is_one_safe_line(demo, tmp_path, function):
+    picture = tmp_path / "<b>secret.png"
+    picture.write_bytes(b"\x89PNG broken")
+    more = {"inspect": (0.5, False), "show_comparison": ("", "", None)}.get(function, ())
     with pytest.raises(gr.Error) as caught:
-        getattr(demo, function)(picture, "zipper", "industrial")
+        getattr(demo, function)(picture, *SETTINGS, *more)
+    assert "This picture cannot be used" in caught.value.message
     assert "<b>" not in caught.value.message
     assert str(tmp_path) not in caught.value.message
 
 
+def test_a_calibrated_class_gets_a_verdict_and_a_tick_in_the_bar(demo):
+    inspection = demo.space.inspect(PICTURE, *SETTINGS)
+    for threshold, word in ((0.5, "anomalous"), (1.9, "normal")):
+        result = app.service.replace(inspection.result, image_threshold=threshold)
+        card = app.score_card(app.service.replace(inspection, result=result))
+        assert f'class="{word}"' in card
+        assert f"left:{threshold * 50:.2f}%" in card
+
+
 def test_examples_are_bundled_with_their_class():
-    examples = app.examples()
-    assert [PICTURE, "zipper"] in examples
-    assert len(examples) >= 6
+    assert [PICTURE, "zipper"] in app.examples()
+    assert len(app.examples()) >= 6
 
 
-def test_endpoints_answer_gradios_client(client):
-    text, overlay = client.predict(handle_file(PICTURE), "zipper", "industrial", api_name="/detect")
-    assert "image score" in text
-    assert Image.open(overlay).size == (448, 448)
-    _, _, regions = client.predict(handle_file(PICTURE), "zipper", "industrial", 0.5, api_name="/localize")
-    assert regions["headers"][0] == "left"
-    gallery, _ = client.predict(handle_file(PICTURE), "zipper", "industrial", api_name="/compare")
-    assert len(gallery) == 3
+def test_detect_endpoint(client, result):
+    answer = client.predict(handle_file(PICTURE), *SETTINGS, api_name="/detect")
+    assert answer == json.loads(json.dumps(record(result)))
 
 
-def test_endpoints_refuse_what_is_not_on_offer(client):
+def test_localize_endpoint(client, result):
+    answer, files = client.predict(handle_file(PICTURE), *SETTINGS, 0.4, api_name="/localize")
+    assert answer == json.loads(json.dumps(record(result, 0.4)))
+    paths = {Path(path).name: path for path in files}
+    np.testing.assert_array_equal(np.load(paths["map.npy"]), result.anomaly_map)
+    assert {"overlay.png", "mask.png", "map_16bit.png", "regions.json"} < set(paths)
+
+
+def test_compare_endpoint(client):
+    answer, gallery = client.predict(
+        handle_file(PICTURE), *SETTINGS, "clean", "dirty", handle_file(MASK), api_name="/compare"
+    )
+    assert list(answer) == ["fixed", "learned", "decoupled", "own"]
+    assert answer["fixed"]["global_score"] == answer["decoupled"]["global_score"]
+    assert answer["learned"]["local_score"] == answer["decoupled"]["local_score"]
+    assert 0 <= answer["own"]["metrics"]["aupro"] <= 1
+    assert [picture["caption"] for picture in gallery] == list(answer)
+
+
+def test_batch_endpoint(client, tmp_path, result):
+    archive = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(PICTURE, "in zip.jpg")
+        file.writestr("broken.png", b"no")
+    report, gallery, table, files = client.predict(
+        [handle_file(PICTURE), handle_file(str(archive))], *SETTINGS, api_name="/batch"
+    )
+    assert "2 pictures scored" in report
+    assert len(gallery) == 2
+    assert [row[0] for row in table["data"]] == ["zipper-1.jpg", "in zip.jpg", "broken.png"]
+    assert table["data"][0][1] == round(result.score, 4)
+    assert [Path(path).name for path in files] == ["scores.csv", "overlays.zip"]
+    assert len(zipfile.ZipFile(files[1]).namelist()) == 2
+
+
+@pytest.mark.parametrize(
+    "settings", [("zipper", "no such domain", NANO), ("zipper", "industrial", "/etc"), ("x" * 200, "industrial", NANO)]
+)
+def test_endpoints_refuse_what_is_not_on_offer(client, settings):
     with pytest.raises(AppError):
-        client.predict(handle_file(PICTURE), "zipper", "no such domain", api_name="/detect")
+        client.predict(handle_file(PICTURE), *settings, api_name="/detect")
+
+
+def test_endpoints_take_no_path_of_the_server(client):
+    with pytest.raises(AppError):
+        client.predict({"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, *SETTINGS, api_name="/detect")
+
+
+def test_only_the_four_endpoints_are_public(client):
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
+        *("/detect", "/localize", "/compare", "/batch")
+    }
+
+
+def upload(url: str) -> str:
+    """A file to the server in plain HTTP."""
+    body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+    body += Path(PICTURE).read_bytes() + b"\r\n--b--\r\n"
+    request = urllib.request.Request(
+        f"{url}gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=b"}
+    )
+    return json.load(urllib.request.urlopen(request))[0]
+
+
+def test_plain_http(url, result):
+    """What the README does with curl."""
+    image = {"path": upload(url), "meta": {"_type": "gradio.FileData"}}
+    call = urllib.request.Request(
+        f"{url}gradio_api/call/detect",
+        json.dumps({"data": [image, *SETTINGS]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    event = json.load(urllib.request.urlopen(call))["event_id"]
+    answer = urllib.request.urlopen(f"{url}gradio_api/call/detect/{event}").read().decode()
+    assert "event: complete" in answer
+    data = json.loads(answer.split("data: ", 1)[1].splitlines()[0])
+    assert data[0]["score"] == pytest.approx(result.score)
+
+
+def test_health(url):
+    health = json.load(urllib.request.urlopen(f"{url}health"))
+    assert health["status"] == "ok"
+    assert health["models"] == [NANO, "nano / medical"]
+
+
+def test_no_file_of_the_server_is_served(url):
+    for path in ("/etc/passwd", str(ROOT / "README.md")):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{url}gradio_api/file={path}")
+        assert caught.value.code in (403, 404)
+
+
+def test_temporary_files_are_deleted(tmp_path, monkeypatch):
+    """Ours at once, gradio's after FILES_KEPT."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(app, "FILES_KEPT", 4)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    blocks, address = app.launch(Space(), block=False)
+    try:
+        page = set((tmp_path / "cache").rglob("*.*"))  # examples, the figure
+        client = Client(address, verbose=False, download_files=False)
+        client.predict(handle_file(PICTURE), *SETTINGS, 0.4, api_name="/localize")
+        made = set((tmp_path / "cache").rglob("*.*")) - page
+        assert len(made) >= 6
+        until = time.monotonic() + 20
+        while any(path.exists() for path in made) and time.monotonic() < until:
+            time.sleep(0.5)
+        assert not any(path.exists() for path in made)
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp")]
+    finally:
+        blocks.close()

@@ -1,0 +1,226 @@
+"""What the Space does for a visitor, kind or hostile."""
+
+import csv
+import json
+import sys
+import types
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tipsomaly import ImageError, ModelError, Pipeline, space
+from tipsomaly.calibration import Calibration
+from tipsomaly.metrics import PixelMetrics
+from tipsomaly.space import Row, Space, own_prompts, pictures, read_mask, record, write_csv, write_files, write_overlays
+
+ROOT = Path(__file__).parent.parent
+PICTURE = ROOT / "examples" / "pictures" / "zipper-1.jpg"
+MASK = ROOT / "examples" / "masks" / "zipper-1.png"
+NANO = "nano / industrial"
+
+
+@pytest.fixture(scope="module")
+def service():
+    return Space()
+
+
+@pytest.fixture(scope="module")
+def inspection(service):
+    return service.inspect(PICTURE, "zipper", "industrial", NANO)
+
+
+def test_an_inspection_is_what_the_pipeline_says(service, inspection):
+    assert service.choices == [NANO, "nano / medical"]
+    pipeline = Pipeline.from_pretrained()
+    expected = pipeline(PICTURE, "zipper")
+    assert record(inspection.result, 0.4) == record(expected, 0.4)
+    assert (inspection.normal, inspection.abnormal) == pipeline.similarities(expected)
+    assert record(service.inspect(PICTURE, "zipper", "medical", "nano / medical").result) == record(
+        Pipeline.from_pretrained(domain="medical")(PICTURE, "zipper")
+    )
+
+
+def test_large_pictures_are_shown_small_and_scored_whole(service, tmp_path):
+    path = tmp_path / "large.png"
+    Image.open(PICTURE).resize((3000, 1500)).save(path)
+    inspection = service.inspect(path, "zipper", "industrial", NANO)
+    assert (inspection.result.width, inspection.result.height) == (3000, 1500)
+    assert inspection.shown.image.size == (1024, 512)
+    assert inspection.shown.anomaly_map.shape == (512, 1024)
+    assert inspection.result.score == inspection.shown.score
+
+
+def test_too_many_pixels_are_refused(service, tmp_path, monkeypatch):
+    monkeypatch.setattr(space, "MAX_PIXELS", 448 * 447)
+    with pytest.raises(ImageError, match="448 x 448 is more than"):
+        service.inspect(PICTURE, "zipper", "industrial", NANO)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "/etc"}, {"domain": "x"}, {"class_name": " "}, {"class_name": None}, {"class_name": "x" * 101}],
+)
+def test_what_is_not_on_offer_is_refused(service, changes):
+    given = {"class_name": "zipper", "domain": "industrial", "model": NANO} | changes
+    with pytest.raises(ValueError, match=r"no such choice|class name"):
+        service.inspect(PICTURE, **given)
+
+
+def test_requests_do_not_change_each_other(service):
+    jobs = [(name, domain) for name in ("zipper", "felt", "skin") for domain in ("industrial", "medical")] * 3
+
+    def scored(job):
+        return record(service.inspect(PICTURE, *job, NANO).result)
+
+    alone = {job: scored(job) for job in dict.fromkeys(jobs)}
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(scored, jobs)) == [alone[job] for job in jobs]
+
+
+def test_a_comparison_with_own_phrases_and_a_mask(service):
+    found = service.compare(PICTURE, "zipper", "industrial", NANO, "clean", "dirty\n{} with rust", MASK)
+    pipeline = Pipeline.from_pretrained()
+    expected = pipeline.compare(PICTURE, "zipper", own_prompts("clean", "dirty\n{} with rust"))
+    assert list(found.results) == ["fixed", "learned", "decoupled", "own"]
+    truth = np.asarray(Image.open(MASK).convert("L")) > 127
+    for name, result in expected.items():
+        assert found.results[name].score == result.score
+        metrics = PixelMetrics(exact=True)
+        metrics.update(result.anomaly_map, truth)
+        assert found.metrics[name]["pixel_auroc"] == pytest.approx(metrics.compute()["pixel_auroc"], abs=1e-4)
+        assert found.metrics[name]["aupro"] == pytest.approx(metrics.compute()["aupro"], abs=1e-4)
+    assert service.compare(PICTURE, "zipper", "industrial", NANO).metrics == {}
+
+
+def test_own_phrases():
+    own = own_prompts(" clean  part\n\n", "rusty\n{} with a hole")
+    assert own.normal == ("clean part {}",)
+    assert own.abnormal == ("rusty {}", "{} with a hole")
+    assert own_prompts("", " \n ") is None
+    for normal, abnormal in (("clean", ""), ("", "dirty"), ("{} {}", "x"), ("x" * 200, "y"), ("a\n" * 30, "b")):
+        with pytest.raises(ValueError, match=r"phrase|exactly once"):
+            own_prompts(normal, abnormal)
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="the mask has 448 x 448 pixels, the picture 10 x 20"):
+        read_mask(MASK, (10, 20))
+
+
+def test_a_broken_picture_is_a_row_of_the_batch(service, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(PICTURE.read_bytes()[:1000])
+    archive = tmp_path / "two.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(PICTURE, "../../etc/zipper.jpg")
+        file.writestr("folder/note.txt", "no picture")
+        file.writestr("__MACOSX/._zipper.jpg", "x")
+        file.writestr(".DS_Store", "x")
+        file.mkdir("empty")
+    rows = list(service.batch([PICTURE, broken, archive], "zipper", "industrial", NANO))
+    assert [row.name for row in rows] == ["zipper-1.jpg", "broken.png", "../../etc/zipper.jpg", "folder/note.txt"]
+    assert [row.error is None for row in rows] == [True, False, True, False]
+    assert rows[0].result.score == rows[2].result.score == Pipeline.from_pretrained()(PICTURE, "zipper").score
+    assert str(tmp_path) not in str(rows[1].error)
+    assert [cells[0] for cells in space.table(rows)][2:] == ["broken.png", "folder/note.txt"]
+
+
+def test_a_batch_has_an_end(service, monkeypatch):
+    monkeypatch.setattr(space, "MAX_BATCH", 3)
+    assert len(list(service.batch([PICTURE] * 5, "zipper", "industrial", NANO))) == 3
+
+
+def test_zip_bombs_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(space, "MAX_FILE", 10_000)
+    monkeypatch.setattr(space, "MAX_UNPACKED", 25_000)
+    archive = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, size in (("small", 9_000), ("bomb", 10**8), ("next", 5_000), ("last", 5_000)):
+            file.writestr(name, b"\0" * size)
+    entries = dict(pictures([archive]))
+    assert len(entries["small"]) == 9_000
+    assert "more than" in str(entries["bomb"])
+    assert len(entries["next"]) == 5_000
+    assert isinstance(entries["last"], ImageError)  # 25,000 bytes are used up
+
+
+def test_zips_that_cannot_be_unpacked(tmp_path):
+    archive = tmp_path / "odd.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.png", b"x" * 100)
+    content = bytearray(archive.read_bytes())
+    encrypted = bytearray(content)
+    encrypted[6] |= 1
+    encrypted[content.index(b"PK\x01\x02") + 8] |= 1
+    wrong = content.replace(b"x" * 100, b"y" * 100)
+    for changed in (encrypted, wrong):
+        archive.write_bytes(changed)
+        ((name, entry),) = pictures([archive])
+        assert name == "a.png"
+        assert "cannot be unpacked" in str(entry)
+
+
+def test_files_hold_the_result(inspection, tmp_path):
+    result = inspection.result
+    paths = {path.name: path for path in write_files(result, 0.4, tmp_path)}
+    np.testing.assert_array_equal(np.load(paths["map.npy"]), result.anomaly_map)
+    wide = np.asarray(Image.open(paths["map_16bit.png"]))
+    assert np.abs(wide / 65535 - result.anomaly_map).max() <= 0.5 / 65535 + 1e-7
+    np.testing.assert_array_equal(np.asarray(Image.open(paths["mask.png"])), result.mask(0.4))
+    assert Image.open(paths["overlay.png"]).size == (result.width, result.height)
+    assert json.loads(paths["regions.json"].read_text()) == json.loads(json.dumps(record(result, 0.4)))
+
+
+def test_names_in_tables_and_archives_do_no_harm(inspection, tmp_path):
+    rows = [Row('=HYPERLINK("x")', inspection.shown), Row("../../<b>é.png", inspection.shown), Row("@x", error="-bad")]
+    write_csv(space.table(rows), tmp_path / "scores.csv")
+    cells = list(csv.reader((tmp_path / "scores.csv").open(encoding="utf-8-sig")))
+    assert [row[0] for row in cells] == ["picture", '\'=HYPERLINK("x")', "../../<b>é.png", "'@x"]
+    assert cells[3][-1] == "'-bad"
+    write_overlays(rows, tmp_path / "overlays.zip")
+    assert zipfile.ZipFile(tmp_path / "overlays.zip").namelist() == ["001-_HYPERLINK_x_.png", "002-_b_.png"]
+
+
+def test_calibrations_give_verdicts_where_they_fit(tmp_path):
+    settings = Pipeline.from_pretrained().settings()
+    Calibration(0.5, 0.4, "zipper", 0.01, 10, settings).save(tmp_path / "zipper.json")
+    Calibration(0.5, 0.4, "zipper", 0.01, 10, settings | {"model": "x"}).save(tmp_path / "other.json")
+    service = Space(calibrations=[tmp_path / "zipper.json"])
+    verdicts = [
+        service.inspect(PICTURE, name, domain, model).result.is_anomalous
+        for name, domain, model in (
+            ("zipper", "industrial", NANO),
+            ("felt", "industrial", NANO),
+            ("zipper", "medical", NANO),
+            ("zipper", "industrial", "nano / medical"),
+        )
+    ]
+    assert verdicts == [True, None, None, None]
+    (row,) = service.batch([PICTURE], "zipper", "industrial", NANO)
+    assert space.verdict(row.result) == "anomalous"
+    with pytest.raises(ModelError, match="no model on offer fits"):
+        Space(calibrations=[tmp_path / "other.json"])
+
+
+def test_a_gpu_is_borrowed_where_spaces_has_them(monkeypatch, service):
+    calls = []
+
+    def borrow(function):
+        def wrapped(*arguments):
+            calls.append(function.__name__)
+            return function(*arguments)
+
+        return wrapped
+
+    monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=borrow))
+    lent = Space()
+    assert record(lent.inspect(PICTURE, "zipper", "industrial", NANO).result) == record(
+        service.inspect(PICTURE, "zipper", "industrial", NANO).result
+    )
+    lent.compare(PICTURE, "zipper", "industrial", NANO)
+    list(lent.batch([PICTURE], "zipper", "industrial", NANO))
+    assert calls == ["_score", "_compare", "_stream"]
