@@ -360,6 +360,7 @@ def build(space: Space) -> gr.Blocks:
                             image_mode=None,
                             sources=["upload"],
                             height=160,
+                            elem_id="truth",
                         )
                     compare = gr.Button("Compare", variant="primary")
                     with gr.Row():
@@ -381,7 +382,7 @@ def build(space: Space) -> gr.Blocks:
                         f"Many pictures of one class (the class, model and prompts are those beside the tabs); at most "
                         f"{service.MAX_BATCH}, as files or in a zip."
                     )
-                    uploads = gr.File(label="Pictures or zip", file_count="multiple", height=140)
+                    uploads = gr.File(label="Pictures or zip", file_count="multiple", height=140, elem_id="batch")
                     run_batch = gr.Button("Score the batch", variant="primary")
                     report = gr.Markdown("The table appears here, most anomalous first.")
                     scores = gr.Dataframe(headers=list(service.HEADERS), label="Scores", interactive=False, wrap=True)

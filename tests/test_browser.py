@@ -1,0 +1,162 @@
+"""The page in a real browser, on the bundled model: Debian's chromium, driven by playwright."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tipsomaly import Pipeline
+from tipsomaly.space import Space
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import app  # noqa: E402
+
+PICTURE = ROOT / "examples" / "pictures" / "zipper-1.jpg"
+MASK = ROOT / "examples" / "masks" / "zipper-1.png"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def url():
+    blocks, address = app.launch(Space(), block=False)
+    yield address
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=[1440, 390], ids=["wide", "narrow"])
+def page(browser, url, request):
+    """A fresh page; no test may leave an error on the console."""
+    tab = browser.new_page(viewport={"width": request.param, "height": 900})
+    tab.set_default_timeout(60_000)
+    problems = []
+    tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.goto(url)
+    tab.get_by_role("button", name="Inspect").wait_for()
+    yield tab
+    tab.close()
+    assert not problems
+
+
+def upload(page, path=PICTURE):
+    page.locator("#picture input[type=file]").set_input_files(path)
+    page.locator("#score-card").wait_for()
+
+
+def rows(page, column):
+    """The cells of a column in the table that is to be seen."""
+    return [text.strip() for text in page.locator(f"tbody td[data-col='{column}']:visible").all_inner_texts()]
+
+
+def test_detection_then_localization(page):
+    upload(page)
+    name = page.get_by_label("What is on it?")
+    name.fill("zipper")
+    name.press("Enter")
+    page.get_by_role("button", name="Inspect").click()
+    page.get_by_text("of 2 · zipper").wait_for()
+    result = Pipeline.from_pretrained()(PICTURE, "zipper")
+    assert f"{result.score:.3f}" in page.locator("#score-card").inner_text()
+    assert page.get_by_text("Loudest for abnormal").is_visible()
+
+    page.get_by_role("tab", name="Localization").click()
+    page.get_by_alt_text("Picture").first.wait_for(state="attached")
+    slider = page.locator("#threshold input[type=number]")
+    for threshold in (0.2, 0.6):
+        slider.fill(str(threshold))
+        slider.press("Enter")
+        areas = [str(region.area) for region in result.regions(threshold)]
+        page.get_by_role("gridcell", name=areas[0], exact=True).or_(
+            page.locator("td").get_by_text(areas[0], exact=True)
+        ).first.wait_for()
+    page.get_by_role("button", name="Make files").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="map.npy").or_(page.locator("a[download='map.npy']")).first.click()
+    assert download.value.suggested_filename == "map.npy"
+
+
+def test_an_example_is_one_click(page):
+    page.locator(".gallery-item").first.click()
+    page.get_by_text("of 2 · felt").wait_for()
+
+
+def test_comparison_with_own_phrases_and_ground_truth(page):
+    upload(page)
+    page.get_by_role("tab", name="Prompt comparison").click()
+    page.get_by_role("button", name="Your own phrases").click()
+    page.get_by_label("Normal, one phrase a line", exact=True).fill("clean")
+    page.get_by_label("Abnormal, one phrase a line").fill("{} with rust")
+    page.locator("#truth input[type=file]").set_input_files(MASK)
+    page.get_by_role("button", name="Compare").click()
+    for name, result in Pipeline.from_pretrained().compare(PICTURE, "object").items():
+        page.get_by_text(f"{name}: {result.score:.3f}").wait_for()
+    page.get_by_text("own: ").wait_for()
+    assert "n/a" not in page.locator("table:visible").first.inner_text()
+    assert page.get_by_text("not measured here").is_visible()
+
+
+def test_a_broken_upload_is_one_line(page, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(PICTURE.read_bytes()[:3000])
+    page.locator("#picture input[type=file]").set_input_files(broken)
+    message = page.get_by_text("This picture cannot be used")
+    message.wait_for()
+    assert str(tmp_path) not in message.inner_text()
+
+
+def test_batch_table(page, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    names = ["felt-1.jpg", "zipper-2.jpg"]
+    page.get_by_role("tab", name="Batch").click()
+    page.locator("#batch input[type=file]").set_input_files([PICTURE.parent / name for name in names] + [broken])
+    page.get_by_text("broken.png").wait_for()
+    page.get_by_role("button", name="Score the batch").click()
+    page.get_by_text("2 pictures scored").wait_for()
+    page.locator("td").get_by_text("not a picture in a known format").first.wait_for()
+    results = Pipeline.from_pretrained()([PICTURE.parent / name for name in names])
+    for result in results:
+        page.locator("td").get_by_text(str(round(result.score, 4)), exact=True).first.wait_for()
+    with page.expect_download() as download:
+        page.locator("a[download='scores.csv']").first.click()
+    text = Path(download.value.path()).read_text(encoding="utf-8-sig")
+    assert text.splitlines()[0] == "picture,score,global,local,verdict,error"
+
+
+def test_about_shows_the_method(page):
+    page.get_by_role("tab", name="About").click()
+    page.get_by_text("The method in five sentences").wait_for()
+    assert page.get_by_text("its results are not the paper's").is_visible()
+
+
+def test_nothing_is_wider_than_the_page(page):
+    upload(page)
+    for name in ("Detection", "Localization", "Prompt comparison", "Batch", "About"):
+        page.get_by_role("tab", name=name).click()
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_pictures_keep_their_size(page, tmp_path):
+    """A wide picture is not squashed on the page."""
+    path = tmp_path / "wide.png"
+    Image.open(PICTURE).resize((600, 200)).save(path)
+    upload(page, path)
+    picture = page.get_by_role("tabpanel").locator("img:visible").first
+    picture.wait_for()
+    natural = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert natural == [600, 200]
