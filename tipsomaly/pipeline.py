@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -177,21 +176,21 @@ class Pipeline:
         other._prototypes_of = self._prototypes_of
         return other
 
-    def compile(self, batch_size: int = 16) -> float:
+    def compile(self, batch_size: int = 16, backend: str = "inductor") -> float:
         """Compile the blocks of the vision tower with torch.compile, for batches of this many pictures at the input
         size, and return the seconds that it took. It pays on a GPU that is to see thousands of pictures; pipelines on
         the same weights share it. A batch of another shape is compiled, once, when it comes.
 
-        Raises ModelError, and leaves the tower as it was, where there is no compiler.
+        Raises ModelError, and leaves the tower as it was, where it cannot be compiled.
         """
         start = time.perf_counter()
         blocks = self.tips.vision_encoder.blocks
-        for block in blocks:
-            block.compile()
         try:
+            for block in blocks:
+                block.compile(backend=backend)
             tokens = self.encode(torch.zeros(batch_size, 3, *self.image_size, dtype=torch.uint8))
             torch.sum(tokens.spatial).item()  # waits for a GPU
-        except Exception as error:  # the compiler's own kinds, which need torch's compiler to be imported
+        except Exception as error:  # of many kinds, which torch's compiler defines and only then imports
             for block in blocks:
                 block._compiled_call_impl = None
             raise ModelError(f"the model cannot be compiled here: {' '.join(str(error).split())[:200]}") from None
@@ -401,7 +400,7 @@ class Pipeline:
         result = Result(
             object_score=object_score,
             global_score=global_score,
-            patch_map=np.array(whole.patch_map),
+            patch_map=whole.patch_map.numpy().copy(),
             width=picture.width,
             height=picture.height,
             input_size=self._input_size(picture.width, picture.height),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from tipsomaly import scoring, visualization
 from tipsomaly.images import ImageSource, load_image
@@ -91,6 +90,8 @@ class Result:
 
     def regions(self, threshold: float) -> list[Region]:
         """The connected regions of `mask(threshold)`, highest peak first."""
+        from scipy import ndimage
+
         labels, count = ndimage.label(self.mask(threshold), structure=np.ones((3, 3)))
         areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         peaks = ndimage.maximum(self.anomaly_map, labels, range(1, count + 1)) if count else []
