@@ -346,13 +346,18 @@ def convert(
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: width / 64, SO400m 16.")] = None,
     text_heads: Annotated[int | None, typer.Option(min=1, help="Those of the text tower, where they differ.")] = None,
     image_size: SizeOption = None,
+    dtype: Annotated[
+        DType,
+        typer.Option(help="Number format of every array; auto keeps each as it is, half precision halves the file."),
+    ] = DType.auto,
 ) -> None:
     """Convert a released TIPS checkpoint (two .npz files and a tokenizer) to a model folder."""
     from tipsomaly.convert import convert as convert_checkpoint
 
+    wanted = None if dtype == DType.auto else dtype.value
     try:
         config = convert_checkpoint(
-            vision, text, tokenizer, out, heads=heads, text_heads=text_heads, image_size=image_size
+            vision, text, tokenizer, out, heads=heads, text_heads=text_heads, image_size=image_size, dtype=wanted
         )
     except ValueError as error:
         _fail(error, 1)
