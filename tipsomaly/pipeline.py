@@ -68,10 +68,7 @@ class Pipeline:
             raise ValueError(f"sigma must be a number of pixels, 0 or more, not {sigma}")
         self.sigma = sigma
         if learned is None and mode != "fixed":
-            raise ModelError(
-                f"the mode {mode!r} needs learned prompts and this model has none: pass prompts=..., make some "
-                "with `tipsomaly train`, or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
-            )
+            raise ModelError(_no_prompts("this model", mode))
         if learned is not None and learned.normal.shape[1] != config.text.dim:
             made_for = learned.metadata.get("backbone", "another model")
             width = learned.normal.shape[1]
@@ -116,10 +113,12 @@ class Pipeline:
         """
         device = choose_device(device)
         tower_dtype = choose_dtype(dtype, device)
-        folder = resolve(model, revision)
+        folder = resolve(model, revision, weights=False)  # prompts first: gigabytes are not fetched in vain
         if prompts is None and mode != "fixed":
             sets = sorted(folder.prompt_sets() or released_prompts(folder))
-            prompts = domain if domain in sets else next(iter(sets), None)
+            if not sets:
+                raise ModelError(_no_prompts(folder.name or str(folder.path), mode))
+            prompts = domain if domain in sets else sets[0]
         if isinstance(prompts, str | Path):
             try:
                 prompts = LearnedPrompts.load(find_prompts(folder, prompts))
@@ -128,6 +127,7 @@ class Pipeline:
         made_for = prompts.metadata.get("backbone") if prompts else None
         if made_for in BACKBONES and folder.name in BACKBONES and made_for != folder.name:
             raise ModelError(f"these prompts were trained on {made_for}, the model is {folder.name}")
+        folder = resolve(model, revision)
         tips = folder.read_tips(device, tower_dtype)
         return cls(
             tips,
@@ -390,6 +390,13 @@ class _Picture:
     height: int
     note: str | None
     source: ImageSource
+
+
+def _no_prompts(model: str, mode: Mode) -> str:
+    return (
+        f"the mode {mode!r} needs learned prompts and {model} has none: pass prompts=..., make some with "
+        "`tipsomaly train`, or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
+    )
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
