@@ -23,7 +23,7 @@ ROOT = HUB.parent
 SPACE = ["app.py", "requirements.txt", "pyproject.toml", "README.md", "LICENSE", "tipsomaly/**/*", "examples/**/*"]
 
 NO_PROMPTS = """
-No learned prompts were released for this backbone, and the map needs some: train them (`tipsomaly.training`) and pass
+No learned prompts were released for this backbone, and the map needs some: train them (`tipsomaly train`) and pass
 them as `prompts="mine.safetensors"`. Fixed prompts alone, `mode="fixed"`, score pictures but localize poorly.
 """
 
@@ -52,7 +52,7 @@ def card(backbone: Backbone, repository: str, folder: Path) -> str:
     tags = ["apache-2.0", "cc-by-4.0", *(["mit"] if first else [])]
     licence = "Google releases TIPS under Apache-2.0 (software) and CC-BY 4.0 (all other material)."
     if first:
-        licence += " The learned prompts are by the paper's authors (github.com/AlirezaSalehy/Tipsomaly), MIT."
+        licence += "\nThe learned prompts are by the paper's authors (github.com/AlirezaSalehy/Tipsomaly), MIT."
     measured = HUB / "measured" / f"{backbone.name}.md"
     with (folder / WEIGHTS).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -83,7 +83,10 @@ def card(backbone: Backbone, repository: str, folder: Path) -> str:
 def paper_numbers() -> str:
     """The paper's claims for TIPS-L/14-HR, where we can say where they come from."""
     rows = [[p.name, *(p.metrics.get(m, "-") for m in ("image_auroc", "pixel_auroc"))] for p in PAPER]
-    source = f"They are the paper's claims, in percent, as listed at {PAPER_SOURCE}. We did not measure them."
+    source = (
+        "They are the paper's claims, in percent, with the prompts `visa` on MVTec AD and `mvtec` on all others,\n"
+        f"taken from the listing at {PAPER_SOURCE}. We did not measure them."
+    )
     return f"{table(['data set', 'image AUROC', 'pixel AUROC'], rows)}\n{source}"
 
 
