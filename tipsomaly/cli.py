@@ -330,6 +330,11 @@ def ablate(
     samples, _, domain = _read(root, layout, Split.test, classes, domain)
     pipe = _load(model, prompts, device, dtype, image_size, domain, sigma=sigma)
     train_samples = read_dataset(train_root) if train_root else None
+    known = {sample.image.resolve() for sample in train_samples or ()}
+    if twice := sum(sample.image.resolve() in known for sample in samples):
+        print(
+            f"warning: {twice} pictures are trained on and tested on, which flatters 2b and figure 3", file=sys.stderr
+        )
     studies = ablation.ablate(
         pipe, samples, train_samples, batch_size=batch_size, epochs=epochs, seed=seed, progress=True
     )
