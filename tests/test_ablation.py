@@ -29,7 +29,7 @@ def test_rows(studies):
         "2c": ["S1", "S2", "S3", "S4", "S5"],
         "6": ["industrial", "medical", "object-agnostic"],
         "7": ["block 1 of 3", "block 2 of 3", "block 3 of 3"],
-        "figure3": ["1 tokens", "2 tokens", "4 tokens", "8 tokens", "16 tokens"],
+        "figure3": ["1 token", "2 tokens", "4 tokens", "8 tokens", "16 tokens"],
     }
 
 

@@ -166,6 +166,11 @@ def test_convert_and_convert_prompts(golden, tmp_path):
     done = run("convert-prompts", golden.prompts_pth, prompts, "--backbone", "tiny", "--trained-on", "nothing")
     assert done.returncode == 0, done.stderr
     assert run("detect", golden.images[0], "--model", out, "--prompts", "mine").returncode == 0
+    half = tmp_path / "half"
+    done = run("convert", golden.vision_npz, golden.text_npz, golden.tokenizer, half, "--dtype", "bfloat16")
+    assert done.returncode == 0, done.stderr
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (half, out)]
+    assert 0.5 * sizes[1] <= sizes[0] < 0.6 * sizes[1]
     done = run("convert", golden.text_npz, golden.text_npz, golden.tokenizer, out)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

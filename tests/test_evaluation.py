@@ -165,6 +165,7 @@ def test_results_hold_the_numbers(pipe, samples, evaluation, tmp_path):
     cells = [cell.strip() for cell in text.split("**mean**")[1].split("\n")[0].strip(" |").split("|")]
     assert cells == [f"{100 * mean[name]:.1f}" for name in METRICS]
     assert "paper" not in text
+    assert text.startswith("decoupled prompts, domain industrial, 84 x 84 px, S5; 14 pictures, 6 defective; in percent")
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["mean"] == mean
     assert content["settings"]["image_size"] == [84, 84]
@@ -199,7 +200,7 @@ def test_the_worst_mistakes_are_drawn(pipe, samples, evaluation, tmp_path):
     ]
     normal = {(p.image, c.class_name): p.score("S5") for c in evaluation.classes for p in c.pictures if not p.label}
     image, class_name = max(normal, key=normal.get)
-    assert f"{class_name}_{os.path.basename(image)[:3]}" in paths[0].name
+    assert f"{class_name}-good-{os.path.basename(image)[:3]}" in paths[0].name
 
 
 def test_what_cannot_be_evaluated_is_named(pipe, samples, tmp_path):

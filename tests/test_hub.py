@@ -191,7 +191,7 @@ def test_a_release_that_cannot_be_converted_is_not_kept(world, golden):
     right = world.bucket.files[path]
     world.bucket.files[path] = right[:5000]
     fails(V1, "cannot be converted")
-    assert leftovers(world) == []
+    assert leftovers(world) == [f"prompts/{V1}/mvtec.safetensors"]  # which was fetched first, and is right
     world.bucket.files[path] = right
     assert score(Pipeline.from_pretrained(V1), golden) == score(golden.pipe, golden)
 
@@ -208,7 +208,11 @@ def test_a_conversion_that_was_killed_is_done_again(world, golden):
 
 def test_disk_space_is_looked_at_first(world, golden, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    fails(V1, "GB are free", prompts=LearnedPrompts.load(golden.folder / "prompts" / "tiny.safetensors"))
+    fails(
+        V1,
+        r"\d MB are needed and 0 MB are free",
+        prompts=LearnedPrompts.load(golden.folder / "prompts" / "tiny.safetensors"),
+    )
     assert world.bucket.asked(".npz") == []
     monkeypatch.undo()
 
@@ -303,8 +307,6 @@ def test_a_v2_name_falls_back_to_googles_repository(world, golden, monkeypatch):
             "temperature": native["temperature_init_value"],
         }
     ).encode()
-    with pytest.raises(ModelError, match=r"needs learned prompts .* `tipsomaly train`"):
-        Pipeline.from_pretrained(V2)
     pipe = Pipeline.from_pretrained(V2, mode="fixed")
     assert pipe.tips.config.vision == golden.config.vision
     assert pipe.image_size == (golden.case["native_size"],) * 2
@@ -316,6 +318,26 @@ def test_a_v2_name_falls_back_to_googles_repository(world, golden, monkeypatch):
     native["auto_map"] = {"AutoModel": "modeling_tips.TIPSv2Model"}  # as it may be today
     files["config.json"] = json.dumps(native).encode()
     assert score(Pipeline.from_pretrained(V2, mode="fixed"), golden) == score(expected, golden)
+
+
+def test_prompts_that_do_not_fit_are_known_before_weights_are_fetched(world, golden):
+    files = publish(world, golden, f"google/{V2}")
+    files["prompts/other.safetensors"] = files.pop("prompts/tiny.safetensors")
+    publish(world, golden, "someone/bare").pop("prompts/tiny.safetensors")
+    other = LearnedPrompts(golden.pipe.learned.normal, golden.pipe.learned.abnormal, metadata={"backbone": V1})
+    other.save(world.folder / "other.safetensors")
+    fails("someone/bare", r"^the mode 'decoupled' needs learned prompts and bare has none: .*`tipsomaly train`")
+    fails("tips-s14-hr", r"needs learned prompts and tips-s14-hr has none: .*`tipsomaly train`")
+    fails("tips-s14-hr", r"'mvtec' .mvtec was released for tips-l14-hr.: tips-s14-hr has none", prompts="mvtec")
+    fails(V2, r"'visa' .visa was released for tips-l14-hr.: tipsv2-b14 has other", prompts="visa")
+    fails(V2, f"trained on {V1}, the model is {V2}", prompts=world.folder / "other.safetensors")
+    assert world.bucket.requests == []
+    assert world.hub.asked("model.safetensors") == []
+    assert hub.where_cached(V2) is None
+    del files["prompts/other.safetensors"]
+    fails(V2, "tipsv2-b14 has none")
+    Pipeline.from_pretrained(V2, mode="fixed")
+    assert len(world.hub.asked("model.safetensors")) == 1
 
 
 def test_nowhere_at_all(world):
@@ -417,7 +439,7 @@ def test_prompts_by_name_path_and_hub_id(world, golden):
         pipe = Pipeline.from_pretrained(golden.folder, prompts=prompts)
         assert torch.equal(pipe.learned.normal, golden.pipe.learned.normal)
     for prompts, message in (("acme/two", "a, b; say which"), ("acme/none", "no prompts"), ("acme/one:c", "no c"),
-                             ("acme/three", "no model"), ("mvtek", "this model has tiny")):  # fmt: skip
+                             ("acme/three", "no model"), ("mvtek", "model has tiny")):  # fmt: skip
         fails(golden.folder, message, prompts=prompts)
 
 
@@ -505,7 +527,9 @@ def test_publishing_lists_and_then_uploads_a_folder_with_its_card(world, golden,
     card = (folder / "README.md").read_text()
     for path, content in world.bucket.files.items():
         assert hashlib.sha256(content).hexdigest() in card, path
-    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in card
+    convert(golden.vision_npz, golden.text_npz, golden.tokenizer, world.folder / "again")  # as the card says
+    assert hashlib.sha256((world.folder / "again" / "model.safetensors").read_bytes()).hexdigest() in card
+    assert "| HeadCT        |       92.7 |           - |" in card
     assert "$" not in card
     assert score(Pipeline.from_pretrained(folder), golden) == score(golden.pipe, golden)
 

@@ -208,7 +208,7 @@ def test_save_pretrained_round_trip_changes_no_bit(golden, pictures, tmp_path):
     "options, message",
     [
         ({"model": "no-such-model"}, "no model 'no-such-model'"),
-        ({"prompts": "visa"}, "no prompt set or file 'visa': this model has tiny"),
+        ({"prompts": "visa"}, "no prompt set or file 'visa' .visa was released for tips-l14-hr.: model has tiny"),
         ({"image_size": 100}, "multiple of 14, not 100: try 98"),
         ({"device": "warp"}, "device 'warp'"),
         ({"dtype": "int3"}, "unknown dtype 'int3'"),

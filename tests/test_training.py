@@ -200,7 +200,7 @@ def test_the_command_gives_the_same_file_again(golden, drawn, tmp_path):
         command = [sys.executable, "-m", "tipsomaly.cli", *map(str, command)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        assert "features of 7 pictures: 0.00 GB in memory" in done.stderr
+        assert "features of 7 pictures: 0 MB in memory" in done.stderr
         files.append(out.read_bytes())
     assert files[0] == files[1]
     prompts = LearnedPrompts.load(out)

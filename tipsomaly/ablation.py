@@ -32,6 +32,8 @@ class Study:
 
     title: str
     rows: Mapping[str, Metrics]
+    ordered: bool = False
+    """The rows are steps of one quantity, so that a line may lead from one to the next in a figure."""
 
     def markdown(self) -> str:
         columns = [name for name in METRICS if any(metrics.get(name) is not None for metrics in self.rows.values())]
@@ -69,7 +71,7 @@ def ablate(
     if train_samples:
         features = Features(pipeline, train_samples, progress=progress)
         recipes = {("2b", objective): (objective, 8) for objective in ("local", "global", "both")}
-        recipes |= {("figure3", f"{count} tokens"): ("local", count) for count in TOKENS}
+        recipes |= {("figure3", f"{count} token{'s' * (count > 1)}"): ("local", count) for count in TOKENS}
         trained: dict[tuple[str, int], Variant] = {}
         distinct = list(dict.fromkeys(recipes.values()))  # 8 tokens and the local loss are in both
         for objective, count in tqdm(distinct, "train", disable=None if progress else True):
@@ -101,7 +103,11 @@ def ablate(
         "figure3": "Figure 3: number of learned tokens",
     }
     return {
-        study: Study(title, {row: dataset_mean(found)[0] for (of, row), found in per_class.items() if of == study})
+        study: Study(
+            title,
+            {row: dataset_mean(found)[0] for (of, row), found in per_class.items() if of == study},
+            ordered=study in ("7", "figure3"),
+        )
         for study, title in titles.items()
         if any(of == study for of, _ in per_class)
     }
@@ -127,9 +133,11 @@ def _figure(study: Study) -> bytes:
     for name in ("image_auroc", "pixel_auroc", "aupro"):
         values = [metrics.get(name) for metrics in study.rows.values()]
         if None not in values:
-            axes.plot(list(study.rows), [100 * value for value in values], "o-", label=name)
+            line = "o-" if study.ordered else "o"
+            axes.plot(list(study.rows), [100 * value for value in values], line, label=name)
     axes.set(ylabel="percent", title=study.title)
-    axes.legend()
+    axes.margins(x=0.1)
+    figure.legend(loc="outside lower center", ncols=3)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()

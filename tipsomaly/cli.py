@@ -356,6 +356,11 @@ def ablate(
     samples, _, domain = _read(root, layout, Split.test, classes, domain)
     pipe = _load(model, prompts, device, dtype, image_size, domain, sigma=sigma)
     train_samples = read_dataset(train_root) if train_root else None
+    known = {sample.image.resolve() for sample in train_samples or ()}
+    if twice := sum(sample.image.resolve() in known for sample in samples):
+        print(
+            f"warning: {twice} pictures are trained on and tested on, which flatters 2b and figure 3", file=sys.stderr
+        )
     studies = ablation.ablate(
         pipe, samples, train_samples, batch_size=batch_size, epochs=epochs, seed=seed, progress=True
     )
@@ -372,13 +377,18 @@ def convert(
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: width / 64, SO400m 16.")] = None,
     text_heads: Annotated[int | None, typer.Option(min=1, help="Those of the text tower, where they differ.")] = None,
     image_size: SizeOption = None,
+    dtype: Annotated[
+        DType,
+        typer.Option(help="Number format of every array; auto keeps each as it is, half precision halves the file."),
+    ] = DType.auto,
 ) -> None:
     """Convert a released TIPS checkpoint (two .npz files and a tokenizer) to a model folder."""
     from tipsomaly.convert import convert as convert_checkpoint
 
+    wanted = None if dtype == DType.auto else dtype.value
     try:
         config = convert_checkpoint(
-            vision, text, tokenizer, out, heads=heads, text_heads=text_heads, image_size=image_size
+            vision, text, tokenizer, out, heads=heads, text_heads=text_heads, image_size=image_size, dtype=wanted
         )
     except ValueError as error:
         _fail(error, 1)

@@ -69,7 +69,7 @@ def fetch(sources: tuple[Source, ...], folder: Path, extra: float = 0) -> list[d
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise ModelError(
-                f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; make room, or set "
+                f"{folder}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; make room, or set "
                 "TIPSOMALY_CACHE to a folder on a larger disk"
             )
         return [_fetch(remote, folder) for remote in remotes]

@@ -27,6 +27,7 @@ from tipsomaly.datasets import DatasetError, Sample, load_mask
 from tipsomaly.files import digest, states, write_atomically
 from tipsomaly.metrics import Metrics, PixelMetrics, dataset_mean, image_metrics
 from tipsomaly.pipeline import Pipeline
+from tipsomaly.prompts import ENSEMBLES
 
 METRICS = ("image_auroc", "image_ap", "image_f1max", "pixel_auroc", "pixel_ap", "pixel_f1max", "aupro", "aupro_200")
 """The columns of a table, from the highest level to the lowest."""
@@ -40,13 +41,16 @@ _MVTEC = "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw
 _VISA = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum"
 
 
+PAPER_SOURCE = "https://www.wizwand.com/paper/6982d2baa8b01e76cc8e969f"
+
+
 @dataclass(frozen=True)
 class Paper:
     """What the paper reports for a data set with TIPS-L/14-HR: means over its classes."""
 
     name: str
     metrics: Mapping[str, float]
-    """Those that are known here (from the listing of arXiv 2602.03594 on wizwand.com), in [0, 1]."""
+    """Those that are known here, in [0, 1], from the listing of arXiv 2602.03594 at PAPER_SOURCE."""
     layout: str | None = None
     """A layout that no other data of as many classes has; otherwise the names of the classes tell."""
     classes: int | frozenset[str] = 0
@@ -136,7 +140,13 @@ class Evaluation:
         mean, left_out = dataset_mean(self.per_class())
         rows = [[name, *map(metrics.get, METRICS)] for name, metrics in self.per_class().items()]
         rows.append(["**mean**", *map(mean.get, METRICS)])
-        text = f"{self.strategy}, in percent; mean over classes.\n\n"
+        domain, (height, width) = self.settings["domain"], self.settings["image_size"]
+        labels = [picture.label for result in self.classes for picture in result.pictures]
+        text = (
+            f"{self.settings['mode']} prompts, domain {domain if domain in ENSEMBLES else 'of your own'}, {width} x "
+            f"{height} px, {self.strategy}; {len(labels)} pictures, {sum(labels)} defective; in percent, mean over "
+            "classes.\n\n"
+        )
         if self.paper:
             known = [self.paper.metrics.get(name, "-") for name in METRICS]
             rows.append([f"{self.paper.name}: paper, TIPS-L/14-HR, not measured here", *known])
@@ -342,7 +352,7 @@ def save_worst(
 ) -> list[Path]:
     """Draw the `count` worst mistakes of three kinds: normal pictures that score highest, defective ones that score
     lowest, and defects that stand out least from the rest of their map. Each is the picture beside its overlay, both
-    with the mask's outline, as KIND-RANK-CLASS-NAME.png."""
+    with the mask's outline, as KIND-RANK-CLASS-DEFECT-NAME.png."""
     known = {str(sample.image): sample for sample in samples}
     pictures = [(r.class_name, p, p.score(evaluation.strategy)) for r in evaluation.classes for p in r.pictures]
     kinds = {
@@ -361,7 +371,7 @@ def save_worst(
             drawn = [result.image, result.overlay()]
             if sample.mask:
                 drawn = [visualization.contours(image, load_mask(sample)) for image in drawn]
-            slug = re.sub(r"\W+", "_", f"{class_name}-{sample.image.stem}")[:80]
+            slug = "-".join(re.sub(r"\W+", "_", part)[:40] for part in (class_name, sample.defect, sample.image.stem))
             paths.append(folder / f"{kind}-{rank}-{slug}.png")
             visualization.side_by_side(drawn, height=min(result.height, 512)).save(paths[-1])
     return paths

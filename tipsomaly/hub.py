@@ -30,8 +30,9 @@ from tipsomaly.tokenizer import Tokenizer
 BUNDLED = {"nano": Path(__file__).parent / "nano"}
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FILES = ["config.json", "preprocessor_config.json", "tokenizer.model", "tokenizer_config.json"]
-FILES += [WEIGHTS, INDEX, "model-*-of-*.safetensors", "prompts/*.safetensors"]
+SMALL_FILES = ["config.json", "preprocessor_config.json", "tokenizer.model", "tokenizer_config.json"]
+SMALL_FILES += ["prompts/*.safetensors"]
+FILES = [*SMALL_FILES, WEIGHTS, INDEX, "model-*-of-*.safetensors"]
 """What we need of a repository, and all that is fetched."""
 
 REPOSITORY = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[\w./-]+))?(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -46,7 +47,7 @@ class ModelFolder:
     name: str = ""
 
     def read_config(self) -> TipsConfig:
-        config = self._json("config.json")
+        config = self.read_json("config.json")
         if config.get("model_type") == "tipsv2" and "vision_fn" in config:
             return self._read_flat_config(config)
         try:
@@ -71,7 +72,7 @@ class ModelFolder:
         """The default input size in pixels: one side, or (height, width); where no file says it, the trained one."""
         if not (self.path / "preprocessor_config.json").exists():
             return config.vision.image_size
-        size = self._json("preprocessor_config.json").get("size", {})
+        size = self.read_json("preprocessor_config.json").get("size", {})
         if not {"height", "width"} <= size.keys():
             raise ModelError(f"{self.path / 'preprocessor_config.json'}: size must give height and width")
         return size["height"] if size["height"] == size["width"] else (size["height"], size["width"])
@@ -102,7 +103,7 @@ class ModelFolder:
         """model.safetensors, or the shards that its index names."""
         if (self.path / WEIGHTS).is_file() or not (self.path / INDEX).is_file():
             return [self._file(WEIGHTS)]
-        names = self._json(INDEX).get("weight_map") or {}
+        names = self.read_json(INDEX).get("weight_map") or {}
         if not names or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
             raise ModelError(f"{self.path / INDEX}: names no files of this folder")
         return [self._file(name) for name in sorted(set(names.values()))]
@@ -117,7 +118,8 @@ class ModelFolder:
             raise ModelError(f"{self.path} is not a model folder: it has no {name}")
         return path
 
-    def _json(self, name: str) -> dict:
+    def read_json(self, name: str) -> dict:
+        """A JSON object of the folder; ModelError, naming the file, if it is something else."""
         path = self._file(name)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -162,30 +164,36 @@ def _open_safetensors(path: Path) -> Iterator:
         raise ModelError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-def resolve(name: str | Path, revision: str | None = None) -> ModelFolder:
+def resolve(name: str | Path, revision: str | None = None, *, weights: bool = True) -> ModelFolder:
     """The folder of a model, fetched if need be: see the head of this file.
 
     name: a bundled name, a local folder, `org/name` on the Hub or a name of the catalogue; for the latter two a
         revision (branch, tag or commit) may follow after an @.
+    weights: without them it is what can be had before gigabytes are fetched, to see whether they are wanted: the rest
+        of a Hub repository or, for a release that is not converted yet, a folder that is not there.
 
     Raises ModelError, in one line.
     """
     text = str(name)
     path = Path(name).expanduser()
-    if text in BUNDLED and revision is None:
-        return ModelFolder(BUNDLED[text], text)
-    if path.is_dir() and revision is None:
-        return ModelFolder(path, path.resolve().name)
     base, _, at = text.partition("@")
-    revision = revision or at or None
-    if base in BACKBONES:
-        return ModelFolder(_fetch_backbone(base, revision), base)
-    if REPOSITORY.fullmatch(base):
-        return ModelFolder(_snapshot(base, revision), base.split("/")[1])
-    if base in BUNDLED:
+    wanted = FILES if weights else SMALL_FILES
+    if text in BUNDLED and revision is None:
+        folder = ModelFolder(BUNDLED[text], text)
+    elif path.is_dir() and revision is None:
+        folder = ModelFolder(path, path.resolve().name)
+    elif base in BACKBONES:
+        folder = ModelFolder(_fetch_backbone(base, revision or at or None, wanted), base)
+    elif REPOSITORY.fullmatch(base):
+        folder = ModelFolder(_snapshot(base, revision or at or None, wanted), base.split("/")[1])
+    elif base in BUNDLED:
         raise ModelError(f"{base!r} comes with the package: it has no revisions")
-    hint = "no such folder" if "/" in text or "\\" in text else near(text, [*BUNDLED, *BACKBONES])
-    raise ModelError(f"no model {text!r}: {hint} (a name, a folder or org/name on the Hub; see `tipsomaly models`)")
+    else:
+        hint = "no such folder" if "/" in text or "\\" in text else near(text, [*BUNDLED, *BACKBONES])
+        raise ModelError(f"no model {text!r}: {hint} (a name, a folder or org/name on the Hub; see `tipsomaly models`)")
+    if folder.path.is_dir():
+        folder.read_json("config.json")
+    return folder
 
 
 def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
@@ -200,11 +208,10 @@ def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
         return _fetch_prompts(folder.name, text, released_prompts(folder)[text])
     if match := REPOSITORY.fullmatch(text):
         return _hub_prompts(match["id"], match["file"], match["revision"])
-    known = ", ".join(sets | released_prompts(folder))
-    raise ModelError(
-        f"no prompt set or file {text!r}: this model has {known or 'none'}"
-        + ("" if known else "; `tipsomaly train` makes some")
-    )
+    known = ", ".join(sets | released_prompts(folder)) or "none; `tipsomaly train` makes some"
+    others = [backbone.name for backbone in BACKBONES.values() if text in backbone.prompts]
+    wrong = f" ({text} was released for {' and '.join(others)})" if others else ""
+    raise ModelError(f"no prompt set or file {text!r}{wrong}: {folder.name or folder.path} has {known}")
 
 
 def released_prompts(folder: ModelFolder) -> dict[str, Prompts]:
@@ -237,21 +244,21 @@ class _NotThereError(ModelError):
     """The Hub does not have a repository, or cannot be asked and the cache has no copy."""
 
 
-def _fetch_backbone(name: str, revision: str | None) -> Path:
+def _fetch_backbone(name: str, revision: str | None, wanted: list[str]) -> Path:
     ours, google = f"{organisation()}/{name}", BACKBONES[name].google_repository
     converted = cache_folder() / "models" / name
     if converted.is_dir() and revision is None:
         return converted
     try:
-        return _snapshot(ours, revision)
+        return _snapshot(ours, revision, wanted)
     except _NotThereError as error:
         if google:
-            return _snapshot(google, revision)
+            return _snapshot(google, revision, wanted)
         if revision:
             raise ModelError(f"{error}; Google's release, which would do instead, has no revisions") from None
         if _offline():
             raise
-    return convert_release(name)
+    return convert_release(name) if WEIGHTS in wanted else converted
 
 
 def convert_release(name: str) -> Path:

@@ -8,10 +8,9 @@ So no map is kept, only a histogram of the scores of normal pixels and one of de
 **Bound.** A histogram keeps every score apart while pixels are few. Then it puts them into bins: `low` is their mass
 (number or weight) as if each were at the lower end of its bin, `high` at the upper end, so that the true mass at or
 above any threshold is between the two. They never differ by more than `SHARE` of `low`: before new pixels do that
-inside a bin, it is cut at some of their values, such that between two cuts there is at most SHARE of the new mass
-above. So the doubt grows by at most SHARE of what `low` grows by, whatever comes in whatever order. A bin may be as
-narrow as one float32 value, where nothing is in doubt: a saturated softmax or scores within 1e-6 of each other do no
-harm.
+inside a bin, it is cut at some of their values, so that at most SHARE of the new mass above is left between two cuts.
+So the doubt grows by at most SHARE of what `low` grows by, whatever comes in whatever order. A bin may be as narrow as
+one float32 value, where nothing is in doubt: a saturated softmax or scores within 1e-6 of each other do no harm.
 
 The extremes, normal pixels high and defects low or the reverse, give `bounds`; `compute` gives the middle. With FP and
 TP the mass of normal and defective pixels at or above a threshold, the extremes differ in
@@ -19,13 +18,13 @@ TP the mass of normal and defective pixels at or above a threshold, the extremes
 - AUROC and AUPRO by at most SHARE for the doubt in FP and SHARE for that in TP: they are areas.
 - F1 = 2 TP / (TP + FP + defects) by a factor of at most (1 + SHARE)^2 at each threshold, so F1-max by 2 SHARE.
 - AP, the mean over the defects of P = TP / (TP + FP), by less than 2 SHARE. The doubt in the counts moves P by at most
-  2 SHARE P (1 - P) <= SHARE / 2. SHARE TP defects at most may also move past a normal pixel, where P falls: that costs
+  2 SHARE P (1 - P) <= SHARE / 2. At most SHARE TP defects may also move past a normal pixel, where P falls: that costs
   SHARE / defects times the sum of TP over the falls of P, which is at most 1.25 defects, as TP P stays >= 0 and each
-  defect raises it by at most P + P (1 - P). Last, k <= SHARE TP defects put in one place share one P, though in truth P
-  may rise from one to the next: by k P (1 - P) / TP at most, and the more the lower it is, so SHARE / 8 on average.
+  defect raises it by at most P + P (1 - P). Last, k <= SHARE TP defects put in one place share one P, though in truth
+  they may follow one another while P rises, by k P (1 - P) / TP <= SHARE / 4, ever more slowly: SHARE / 8 on average.
 
-Hence `compute` is within SHARE of the exact values. The bins are some hundred thousand; should they ever be more than
-`CAPACITY`, the histogram doubles its own share and joins some, and `bounds` tell what that costs.
+Hence `compute` is within SHARE of the exact values. Some hundred thousand bins do for that; should there ever be more
+than `CAPACITY`, the histogram doubles its own share and joins some, and `bounds` tell what that costs.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,14 +34,15 @@ from scipy import ndimage
 
 Metrics = dict[str, float | None]
 """Metrics by name, each in [0, 1]; None where it is not defined."""
+Bounds = dict[str, tuple[float, float] | None]
 
 FPR_LIMIT = 0.3
 SHARE = 9e-5
 """The bound on the error of each pixel metric: 1e-4 and some room for rounding."""
 BUFFER = 1 << 21
 """Pixels of one kind that are gathered before they are put into bins: classes with fewer are exact."""
-CAPACITY = 1 << 21
-"""Bins of a histogram at most."""
+CAPACITY = 1 << 20
+"""The most bins that a histogram has."""
 
 _END = np.uint32(0x3F800001)
 """Above the key of score 1."""
@@ -118,7 +118,7 @@ class PixelMetrics:
         middle = {name: pair and sum(pair) / 2 for name, pair in self._bounds(*extremes).items()}
         return middle | {"aupro_200": self._aupro_200(*extremes)}
 
-    def bounds(self) -> dict[str, tuple[float, float] | None]:
+    def bounds(self) -> Bounds:
         """An interval that holds the exact value of each metric but `aupro_200`; a point if no order was given up."""
         return self._bounds(*self._extremes())
 
@@ -132,10 +132,10 @@ class PixelMetrics:
         (low, high), (defects_low, defects_high) = self._normal.extremes(), self._defects.extremes()
         return (*high, *defects_low), (*low, *defects_high)
 
-    def _bounds(self, worst: tuple[np.ndarray, ...], best: tuple[np.ndarray, ...]) -> dict:
+    def _bounds(self, worst: tuple[np.ndarray, ...], best: tuple[np.ndarray, ...]) -> Bounds:
         low, high = _rank_metrics("pixel", *worst), _rank_metrics("pixel", *best)
         if not self._defects.ordered and low["pixel_ap"] is not None:
-            low["pixel_ap"] -= self._defects.share / 8  # the last item on AP in the module's text
+            low["pixel_ap"] = max(low["pixel_ap"] - self._defects.share / 8, 0.0)  # the last point on AP above
         return {name: None if low[name] is None else (low[name], high[name]) for name in low}
 
     def _aupro_200(self, *extremes: tuple[np.ndarray, ...]) -> float | None:
@@ -171,7 +171,7 @@ class _Histogram:
         self.ordered, self.share = True, SHARE
         self._exact = exact
         self._buffer: list[tuple[np.ndarray, ...]] = []
-        self._buffered = 0
+        self._buffered = 0  # pixels
 
     @property
     def nbytes(self) -> int:
@@ -210,7 +210,7 @@ class _Histogram:
         return [keys[order], *(column[order] for column in weight)]
 
     def _flush(self) -> None:
-        """Move the buffer into the bins, after cutting those that it would bring too much doubt into."""
+        """Move the buffer into the bins, after cutting those where it would raise too much doubt."""
         keys, *weight = self._sorted()
         self._buffer, self._buffered, self.ordered = [], 0, False
         sums = [np.append(np.cumsum(column), 0) for column in weight]
@@ -240,13 +240,15 @@ class _Histogram:
             self._thin()
 
     def _cuts(self, keys: np.ndarray, inside: np.ndarray, above: Callable) -> np.ndarray:
-        """Edges, ascending, that divide the pixels at the places `inside` as the module's text says."""
-        first = np.arange(inside.size) == inside.size - 1  # the top, and where the mass from there enters a new step
+        """New edges, ascending, for the pixels at the places `inside` of `keys`: between two of them is at most `share`
+        of the mass above, half of it at the lower edge itself, unless that value has a bin of its own, and half beyond.
+        """
+        first = np.arange(inside.size) == inside.size - 1  # where the mass, counted from the top, enters a new step
         for mass in above(inside):
-            steps = np.floor(np.log(mass.astype(np.float32)) * np.float32(2 / self.share))  # grow by half the share
+            steps = np.floor(np.log(mass.astype(np.float32)) * np.float32(2 / self.share))
             first[:-1] |= steps[:-1] != steps[1:]
         values = _distinct(keys[inside[first]])[0]
-        alone = np.zeros(values.size, bool)  # values which weigh more than half the share by themselves
+        alone = np.zeros(values.size, bool)
         for mass, rest in zip(*(above(np.searchsorted(keys, values, side=s)) for s in ("left", "right")), strict=True):
             alone |= mass - rest > rest * (self.share / 2)
         return _distinct(np.sort(np.concatenate([values, values[alone] + np.uint32(1)])))[0]
@@ -262,9 +264,8 @@ class _Histogram:
         self.share *= 2
         pairs = np.arange(0, self.edges.size, 2)
         kept = np.ones(self.edges.size, bool)
-        kept[1::2] = ~self._allowed(*(np.add.reduceat(mass, pairs, axis=1) for mass in (self.low, self.high)))[
-            : self.edges.size // 2
-        ]
+        allowed = self._allowed(*(np.add.reduceat(mass, pairs, axis=1) for mass in (self.low, self.high)))
+        kept[1::2] = ~allowed[: self.edges.size // 2]
         starts = np.flatnonzero(kept)
         self.edges = self.edges[starts]
         self.low, self.high = (np.add.reduceat(mass, starts, axis=1) for mass in (self.low, self.high))
@@ -284,9 +285,8 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _rank_metrics(
     prefix: str, normal: np.ndarray, normal_mass: np.ndarray, defects: np.ndarray, defect_mass: np.ndarray
 ) -> Metrics:
-    """Metrics from distinct ascending scores and the mass at each: (1, K) of numbers for the normal ones; (1, K) of
-    numbers for the defective ones, or (2, K) of numbers and overlaps, which adds `aupro`. Ties are as in scikit-learn.
-    """
+    """Metrics from distinct ascending scores and the mass at each: numbers (1, K) of normal pixels or pictures; numbers
+    (1, K) of defective ones, or numbers and weights (2, K), which add `aupro`. Ties count as in scikit-learn."""
     names = [f"{prefix}_{name}" for name in ("auroc", "ap", "f1max")] + ["aupro"] * (len(defect_mass) == 2)
     if not normal.size or not defects.size:
         return dict.fromkeys(names)

@@ -78,10 +78,7 @@ class Pipeline:
         self.tiling = None if tile is None else Tiling(tile, overlap)
         self.keep_aspect = keep_aspect
         if learned is None and mode != "fixed":
-            raise ModelError(
-                f"the mode {mode!r} needs learned prompts and this model has none: pass prompts=..., make some "
-                "with `tipsomaly train`, or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
-            )
+            raise ModelError(_no_prompts("this model", mode))
         if learned is not None and learned.normal.shape[1] != config.text.dim:
             made_for = learned.metadata.get("backbone", "another model")
             width = learned.normal.shape[1]
@@ -135,10 +132,12 @@ class Pipeline:
         """
         device = choose_device(device)
         tower_dtype = choose_dtype(dtype, device)
-        folder = resolve(model, revision)
+        folder = resolve(model, revision, weights=False)  # prompts first: gigabytes are not fetched in vain
         if prompts is None and mode != "fixed":
             sets = sorted(folder.prompt_sets() or released_prompts(folder))
-            prompts = domain if domain in sets else next(iter(sets), None)
+            if not sets:
+                raise ModelError(_no_prompts(folder.name or str(folder.path), mode))
+            prompts = domain if domain in sets else sets[0]
         if isinstance(prompts, str | Path):
             try:
                 prompts = LearnedPrompts.load(find_prompts(folder, prompts))
@@ -147,6 +146,7 @@ class Pipeline:
         made_for = prompts.metadata.get("backbone") if prompts else None
         if made_for in BACKBONES and folder.name in BACKBONES and made_for != folder.name:
             raise ModelError(f"these prompts were trained on {made_for}, the model is {folder.name}")
+        folder = resolve(model, revision)
         tips = folder.read_tips(device, tower_dtype)
         return cls(
             tips,
@@ -569,6 +569,13 @@ def _to_device(pixels: Tensor, device: torch.device) -> Tensor:
 def _to_cpu(tensor: Tensor) -> Tensor:
     """A copy from a GPU, to pinned memory, that nobody waits for yet; elsewhere one that is done."""
     return tensor.to("cpu", non_blocking=tensor.device.type == "cuda")
+
+
+def _no_prompts(model: str, mode: Mode) -> str:
+    return (
+        f"the mode {mode!r} needs learned prompts and {model} has none: pass prompts=..., make some with "
+        "`tipsomaly train`, or ask for mode='fixed', which localizes poorly (table 2a of the paper)"
+    )
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

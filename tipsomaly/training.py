@@ -210,7 +210,7 @@ class Features(Sequence[TrainingBatch]):
         self._folder = Path(cache) / self.key[:16] if cache else None
         if progress:
             place = f"in {self._folder}" if cache else "in memory (on disk, in half the size: --cache DIR)"
-            print(f"features of {len(samples)} pictures: {self.nbytes / 1e9:.2f} GB {place}", file=sys.stderr)
+            print(f"features of {len(samples)} pictures: {self.nbytes / 1e6:,.0f} MB {place}", file=sys.stderr)
         self._memory: list[dict[str, Tensor]] = []
         missing = [i for i in range(len(self)) if not self._path(i).is_file()] if cache else range(len(self))
         first = missing[0] if missing else len(self)
