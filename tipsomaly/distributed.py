@@ -26,13 +26,14 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import ray
 import ray.data
+import ray.exceptions
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray.data.block import Block, BlockAccessor
 
 from tipsomaly.datasets import DatasetError
 from tipsomaly.hub import ModelError
 from tipsomaly.images import SUFFIXES, ImageError, printable
-from tipsomaly.pipeline import Pipeline
+from tipsomaly.pipeline import DTYPES, Pipeline
 from tipsomaly.prompts import clean_class_name
 from tipsomaly.result import Result
 
@@ -97,8 +98,8 @@ def detect(
     """
     _connect()
     on_gpu, actors = _place(device, actors)
-    if dtype == "auto":
-        dtype = "bfloat16" if on_gpu else "float32"
+    if on_gpu and dtype not in DTYPES:
+        dtype = "bfloat16"
     # Loaded here, too, to say what is wrong with the model and the options before actors are started to say it.
     pipe = Pipeline.from_pretrained(model, device="cpu", dtype=dtype, **options)
     settings = {**pipe.settings(), "class_name": clean_class_name(class_name)}
@@ -116,15 +117,13 @@ def detect(
         on_gpu=on_gpu,
         actors=actors,
         batch_size=batch_size,
-        dtype=dtype,
-        prompts=pipe.learned,
-        image_size=pipe.image_size,
-        domain=pipe.ensemble,
-        mode=pipe.mode,
-        sigma=pipe.sigma,
-        calibration=pipe.calibration,
+        dtype=settings["dtype"],
+        **{**options, "prompts": pipe.learned, "calibration": pipe.calibration},  # their files need not be everywhere
     )
-    scores.write_datasink(results)
+    try:
+        scores.write_datasink(results)
+    except ray.exceptions.RayError as error:
+        raise OSError(f"{output}: what is there is kept, but Ray stopped: {_cause(error)}") from error
     return Summary(results.written, results.failed, len(done))
 
 
@@ -311,11 +310,14 @@ def _connect() -> None:
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
-    else:  # with a CPU more than there is, for the tasks beside the actors: they have little to do
-        cpus = (os.cpu_count() or 1) + 1
-        ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level=logging.WARNING)
+        else:  # with a CPU more than there is, for the tasks beside the actors: they have little to do
+            cpus = (os.cpu_count() or 1) + 1
+            ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+    except Exception as error:  # Ray raises plain ones
+        raise OSError(f"Ray cannot be used: {_brief(error)}") from error
 
 
 def _place(device: str, actors: int | None) -> tuple[bool, int]:
@@ -430,6 +432,11 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _short(value: object) -> object:
     return value[:12] if isinstance(value, str) else value
+
+
+def _cause(error: BaseException) -> str:
+    """In a line, what went wrong in another process, whose traceback ends the message."""
+    return str(error).strip().splitlines()[-1]
 
 
 def _brief(error: BaseException) -> str:
