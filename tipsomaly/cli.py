@@ -7,7 +7,7 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import IO, Annotated, NoReturn
+from typing import IO, Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -50,6 +50,8 @@ Objective = Enum("Objective", {name: name for name in ("local", "global", "both"
 Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, type=str)
 LayoutName = Enum("LayoutName", {name: name for name in LAYOUTS}, type=str)
 Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
+Engine = Enum("Engine", {name: name for name in ("local", "ray")}, type=str)
+FileFormat = Enum("FileFormat", {name: name for name in ("parquet", "jsonl")}, type=str)
 DType = Enum("DType", {name: name for name in ("auto", "fastest", *DTYPES)}, type=str)
 
 ModelOption = Annotated[
@@ -100,7 +102,7 @@ def detect(
     tile: TileOption = None,
     overlap: OverlapOption = 0.25,
     keep_aspect: AspectOption = False,
-    output: OutputOption = None,
+    output: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.")] = None,
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
@@ -110,12 +112,29 @@ def detect(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a picture instead of a table.")
     ] = False,
+    engine: Annotated[Engine, typer.Option(help="ray: all GPUs or CPUs of a machine or a cluster.")] = Engine.local,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="With ray: how many models score; default: one a GPU, else one a CPU.")
+    ] = None,
+    file_format: Annotated[
+        FileFormat, typer.Option("--format", help="With ray: of the files of results.")
+    ] = FileFormat.parquet,
 ) -> None:
     """Score pictures and show where they are defective.
 
     With --output, DIR gets a map (.npy, float32) and an overlay (.png) a picture, and results.jsonl, written as it
     goes. A picture that cannot be used is a line with its error and does not stop the others.
+
+    With --engine ray, IMAGES may also be Parquet files, and IMAGES and DIR URIs of buckets; DIR gets files of scores
+    alone, and the same command again scores what is not yet in them.
     """
+    if engine is Engine.ray:
+        options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode.value}
+        options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype.value}
+        options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+        _detect_with_ray(images, output, class_name, file_format, actors=actors, batch_size=batch_size, **options)
+        return
+    folder = Path(output) if output else None
     sources = _find(images)
     tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     pipe = _load(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **tiling)
@@ -123,14 +142,16 @@ def detect(
         print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
     outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
     failed = 0
-    with _open_results(output) as lines:
+    with _open_results(folder) as lines:
         stems = _Stems()
         bar = tqdm(zip(sources, outcomes, strict=True), total=len(sources), unit="picture", disable=None)
         for source, outcome in bar:
             record = {"image": str(source)}
             if isinstance(outcome, Result):
                 try:
-                    record |= _record(outcome, output, stems(source))
+                    record |= outcome.record()
+                    if folder:  # the files are named relative to the folder of results.jsonl
+                        record |= {kind: path.name for kind, path in outcome.save(folder, stems(source)).items()}
                 except ImageError as error:  # the file changed since it was scored
                     outcome = error
             if isinstance(outcome, ImageError):
@@ -506,22 +527,21 @@ def _find(patterns: list[str]) -> list[Path]:
     return list(found)
 
 
-def _record(result: Result, output: Path | None, stem: str) -> dict[str, object]:
-    """What results.jsonl says of a picture; its files are named relative to the folder of results.jsonl."""
-    record = {
-        "score": result.score,
-        "global_score": result.global_score,
-        "local_score": result.local_score,
-        "width": result.width,
-        "height": result.height,
-    }
-    if result.is_anomalous is not None:
-        record["is_anomalous"] = result.is_anomalous
-    if result.note:
-        record["note"] = result.note
-    if output:
-        record |= {kind: path.name for kind, path in result.save(output, stem).items()}
-    return record
+def _detect_with_ray(
+    sources: list[str], output: str | None, class_name: str, file_format: FileFormat, **options: Any
+) -> None:
+    if output is None:
+        _fail("--engine ray needs --output DIR for the scores", 2)
+    try:
+        from tipsomaly import distributed
+    except ModuleNotFoundError as error:
+        _fail(f'--engine ray needs {error.name}: pip install "ray[data]"', 2)
+    done = distributed.detect(sources, output, class_name, file_format=file_format.value, **options)
+    before = f", {done.before} were there before" if done.before else ""
+    print(f"{output}: {done.written} pictures scored{before}")
+    if done.failed:
+        print(f"{done.failed} of {done.written} pictures failed: see their error", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 class _Stems:

@@ -103,6 +103,21 @@ class Result:
         ]
         return sorted(found, key=lambda region: -region.peak)
 
+    def record(self) -> dict[str, float | int | bool | str]:
+        """What a line of `results.jsonl` says of a picture, less its name and its files."""
+        record = {
+            "score": self.score,
+            "global_score": self.global_score,
+            "local_score": self.local_score,
+            "width": self.width,
+            "height": self.height,
+        }
+        if self.is_anomalous is not None:
+            record["is_anomalous"] = self.is_anomalous
+        if self.note:
+            record["note"] = self.note
+        return record
+
     @property
     def image(self) -> Image.Image:
         """The upright RGB picture, decoded again from its source: results stay small."""

@@ -1,0 +1,443 @@
+"""Many pictures on many workers, of one machine or of a cluster, with Ray Data.
+
+Ray plans, moves rows, places, retries and restarts. This module says what it should do: list the pictures, score them
+block by block in actors that hold one Pipeline each, and write a file of results a block. What these files hold is
+done. Needs Ray: `pip install "ray[data]"`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import posixpath
+import sys
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import ray.exceptions
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from ray.data.block import Block, BlockAccessor
+
+from tipsomaly.datasets import DatasetError
+from tipsomaly.hub import ModelError
+from tipsomaly.images import SUFFIXES, ImageError, printable
+from tipsomaly.pipeline import DTYPES, Pipeline
+from tipsomaly.prompts import clean_class_name
+from tipsomaly.result import Result
+
+PICTURES = pa.schema({"image": pa.string(), "bytes": pa.binary()})
+"""Rows of pictures: an absolute path or a URI to read, or any name where the encoded file is in `bytes`."""
+
+SCORES = pa.schema(
+    {
+        "image": pa.string(),
+        "score": pa.float64(),
+        "global_score": pa.float64(),
+        "local_score": pa.float64(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "is_anomalous": pa.bool_(),
+        "note": pa.string(),
+        "error": pa.string(),
+    }
+)
+"""Rows of results: what `results.jsonl` says of a picture, less its files. Null is what does not apply."""
+
+BATCHES = 16
+"""Batches in a block: what a task scores, a file of results holds, and is done again for an actor that dies."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    written: int
+    """Rows that this run has written."""
+    failed: int
+    """Those of them that hold an error."""
+    before: int
+    """Rows that were there before."""
+
+
+def detect(
+    sources: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    class_name: str = "object",
+    *,
+    file_format: Literal["parquet", "jsonl"] = "parquet",
+    model: str = "nano",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    dtype: str = "auto",
+    actors: int | None = None,
+    batch_size: int = 8,
+    **options: Any,
+) -> Summary:
+    """Score pictures, folders of them and Parquet files into files of `SCORES` in the folder `output`.
+
+    Whatever has `://` in it is a URI that pyarrow opens (s3, gs, abfs), anything else a path that every node must see.
+    A Parquet file has encoded pictures in `bytes`, or in `image` as Hugging Face data sets do, with a unique name in
+    `path` or without one, then their SHA-256 is it; or it has only paths and URIs, in `path` or `image`.
+
+    The cluster is the one that RAY_ADDRESS names, or that Ray is connected to already, else this machine by itself.
+    At most `actors` score at a time, one on a GPU, or where there is none, on a CPU; by default as many as there are.
+    `options` are those of `Pipeline.from_pretrained`.
+
+    A picture that cannot be used is a row with its error. A file of results is whole or not there, and what `output`
+    holds is not scored again; it must be of the same settings. Raises ModelError, DatasetError or OSError, in one
+    line, where nothing can be scored.
+    """
+    _connect()
+    on_gpu, actors = _place(device, actors)
+    if on_gpu and dtype not in DTYPES:
+        dtype = "bfloat16"
+    # Loaded here, too, to say what is wrong with the model and the options before actors are started to say it.
+    pipe = Pipeline.from_pretrained(model, device="cpu", dtype=dtype, **options)
+    settings = {**pipe.settings(), "class_name": clean_class_name(class_name)}
+    if pipe.calibration:
+        settings["thresholds"] = [pipe.calibration.image_threshold, pipe.calibration.pixel_threshold]
+    results = Results(output, file_format, settings)
+    done = results.names()
+    pictures = find(sources, done)
+    if pictures is None:
+        return Summary(0, 0, len(done))
+    scores = score(
+        pictures.repartition(target_num_rows_per_block=BATCHES * batch_size),
+        class_name,
+        model=model,
+        on_gpu=on_gpu,
+        actors=actors,
+        batch_size=batch_size,
+        dtype=settings["dtype"],
+        **{**options, "prompts": pipe.learned, "calibration": pipe.calibration},  # their files need not be everywhere
+    )
+    try:
+        scores.write_datasink(results)
+    except ray.exceptions.RayError as error:
+        raise OSError(f"{output}: what is there is kept, but Ray stopped: {_cause(error)}") from error
+    return Summary(results.written, results.failed, len(done))
+
+
+def find(sources: Sequence[str | os.PathLike], done: pa.Array | None = None) -> ray.data.Dataset | None:
+    """Rows of `PICTURES` for pictures, folders (searched recursively) and Parquet files, see `detect`, less those with
+    the names in `done`; None if it is known that none are left. Raises DatasetError for a source without pictures."""
+    names, tables = [], []
+    for source in map(str, sources):
+        pictures, parquet = _list(source)
+        names += pictures
+        tables += parquet
+    if names and tables:
+        raise DatasetError(
+            f"pictures ({printable(names[0])}) and Parquet files ({printable(tables[0])}): take one kind"
+        )
+    done = pa.array([], pa.string()) if done is None else done
+    if names:
+        names = pa.chunked_array([pa.array(sorted(set(names)), pa.string())])
+        rows = pa.table({"image": names.filter(pc.invert(pc.is_in(names, done)))})
+        blocks = [rows.slice(start, 100_000) for start in range(0, len(rows), 100_000)]
+        return ray.data.from_arrow(blocks) if blocks else None
+    datasets = []
+    for path in sorted(set(tables)):
+        system, inside = _open(path)
+        columns = _picture_columns(path, system, inside)
+        dataset = ray.data.read_parquet(inside, filesystem=system, columns=columns, partitioning=None)
+        to_pictures = partial(_to_pictures, folder=os.getcwd(), done=done)
+        datasets.append(dataset.map_batches(to_pictures, batch_format="pyarrow", batch_size=None))
+    return datasets[0].union(*datasets[1:])
+
+
+def score(
+    pictures: ray.data.Dataset,
+    class_name: str = "object",
+    *,
+    model: str = "nano",
+    on_gpu: bool = False,
+    actors: int = 1,
+    batch_size: int = 8,
+    **options: Any,
+) -> ray.data.Dataset:
+    """Map rows of `PICTURES` (`bytes` may be missing) to rows of `SCORES`, lazily, in up to `actors` actors with a GPU
+    or a CPU and a Pipeline each. `model` and `options` are those of `Pipeline.from_pretrained`; a folder must be
+    visible to every node. Ray starts an actor that died again, as often as need be, and does again what it had."""
+    return pictures.map_batches(
+        Scorer,
+        fn_constructor_kwargs={
+            "class_name": class_name,
+            "batch_size": batch_size,
+            "model": model,
+            "device": "cuda" if on_gpu else "cpu",
+            **options,
+        },
+        batch_size=BATCHES * batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_gpus=1 if on_gpu else None,
+    )
+
+
+class Scorer:
+    """What an actor holds: one Pipeline, which maps tables of `PICTURES` to tables of `SCORES`."""
+
+    def __init__(self, class_name: str, batch_size: int, **options: Any) -> None:
+        self.pipe = Pipeline.from_pretrained(**options)
+        self.class_name, self.batch_size = class_name, batch_size
+
+    def __call__(self, pictures: pa.Table) -> pa.Table:
+        names = pictures["image"].to_pylist()
+        contents = pictures["bytes"] if "bytes" in pictures.column_names else [None] * len(names)
+        unread: dict[int, ImageError] = {}
+        sources = self._sources(names, contents, unread)
+        outcomes = self.pipe.stream(sources, self.class_name, batch_size=self.batch_size, errors="yield")
+        rows = []
+        for index, (name, outcome) in enumerate(zip(names, outcomes, strict=True)):
+            if isinstance(outcome, Result):
+                rows.append({"image": name, **outcome.record()})
+            else:
+                error = str(unread.get(index, outcome))
+                if name and error.startswith("image:"):  # bytes do not know their name
+                    error = printable(name) + error.removeprefix("image")
+                rows.append({"image": name, "error": error})
+        return pa.Table.from_pylist(rows, schema=SCORES)
+
+    def _sources(
+        self, names: list[str], contents: Iterable[pa.Scalar | None], unread: dict[int, ImageError]
+    ) -> Iterator[str | bytes]:
+        """What the pipeline decodes, in order. Threads fetch ahead what is behind URIs; one that cannot be fetched
+        becomes no bytes, and its error goes to `unread`."""
+        pending: deque[Future[str | bytes]] = deque()
+        index, ahead = 0, 2 * self.batch_size
+
+        def first() -> str | bytes:
+            try:
+                return pending.popleft().result()
+            except ImageError as error:
+                unread[index] = error
+                return b""
+
+        with ThreadPoolExecutor(min(ahead, 32), thread_name_prefix="fetch") as pool:
+            for name, content in zip(names, contents, strict=True):
+                pending.append(pool.submit(_read, name, content))
+                if len(pending) == ahead:
+                    yield first()
+                    index += 1
+            while pending:
+                yield first()
+                index += 1
+
+
+class Results(ray.data.Datasink[int]):
+    """A folder with a file of `SCORES` for each block, Parquet or JSON lines, all made with the same settings."""
+
+    def __init__(self, folder: str | os.PathLike, file_format: str, settings: dict[str, Any]) -> None:
+        """Makes the folder. ModelError if there are results of other settings in it."""
+        if file_format not in ("parquet", "jsonl"):
+            raise ModelError(f"unknown format {file_format!r}: choose parquet or jsonl")
+        self.system, self.folder = _open(str(folder))
+        self.format = file_format
+        self.run = uuid.uuid4().hex[:12]
+        self.written = self.failed = 0
+        if self.system.type_name not in ("s3", "gcs", "abfs"):  # buckets have no folders
+            self.system.create_dir(self.folder)
+        self._claim(str(folder), {**settings, "format": file_format})
+
+    def names(self) -> pa.Array:
+        """The pictures that it has results of."""
+        files = [f.path for f in self.system.get_file_info(FileSelector(self.folder, allow_not_found=True))]
+        parts = pa.dataset.dataset(
+            [path for path in files if posixpath.basename(path).startswith("part-")],
+            schema=pa.schema([SCORES.field("image")]),
+            format={"jsonl": "json"}.get(self.format, self.format),
+            filesystem=self.system,
+        )
+        return parts.to_table()["image"].combine_chunks()
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> int:
+        """Called by Ray in each writing task: a file, the same one if the task is done again. Returns how many of its
+        pictures failed."""
+        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        tables = [table for table in tables if len(table)]
+        if not tables:
+            return 0
+        table = pa.concat_tables(tables)
+        with self._whole(f"part-{self.run}-{ctx.task_idx:06}.{self.format}") as file:
+            if self.format == "parquet":
+                pq.write_table(table, file)
+            else:
+                for row in table.to_pylist():
+                    known = {field: value for field, value in row.items() if value is not None}
+                    file.write(json.dumps(known).encode() + b"\n")
+        return len(table) - table["error"].null_count
+
+    def on_write_complete(self, write_result: Any) -> None:
+        """Called by Ray at the end, where the run was started."""
+        self.written = int(write_result.num_rows)
+        self.failed = sum(write_result.write_returns)
+
+    def _claim(self, folder: str, settings: dict[str, Any]) -> None:
+        path = posixpath.join(self.folder, "_settings.json")  # readers of folders skip what begins with _ or .
+        if self.system.get_file_info(path).type is FileType.NotFound:
+            with self._whole("_settings.json") as file:
+                file.write(json.dumps(settings, indent=2).encode() + b"\n")
+            return
+        with self.system.open_input_stream(path) as file:
+            theirs = json.loads(file.read())
+        for name in sorted(settings.keys() | theirs.keys()):
+            ours, other = settings.get(name), theirs.get(name)
+            if ours != other:
+                made = f"made with {name} {_short(other)!r}, not {_short(ours)!r}"
+                raise ModelError(f"{printable(folder)}: the results there were {made}; choose another folder")
+
+    @contextmanager
+    def _whole(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file to write, which gets its name when it is whole."""
+        part = posixpath.join(self.folder, f".{name}")
+        with self.system.open_output_stream(part) as file:
+            yield file
+        self.system.move(part, posixpath.join(self.folder, name))
+
+
+def _connect() -> None:
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level=logging.WARNING)
+        else:  # with a CPU more than there is, for the tasks beside the actors: they have little to do
+            cpus = (os.cpu_count() or 1) + 1
+            ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+    except Exception as error:  # Ray raises plain ones
+        raise OSError(f"Ray cannot be used: {_brief(error)}") from error
+
+
+def _place(device: str, actors: int | None) -> tuple[bool, int]:
+    """Whether actors get GPUs, and how many actors there are."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ModelError(f"Ray places the actors: the device is auto, cpu or cuda, not {device!r}")
+    resources = ray.cluster_resources()
+    cpus, gpus = (int(resources.get(kind, 0)) for kind in ("CPU", "GPU"))
+    if device == "cuda" or (device == "auto" and gpus):
+        if not (actors or gpus):
+            raise ModelError("the Ray cluster has no GPU; if it gets some when asked, say how many actors to ask for")
+        return True, actors or gpus
+    actors = actors or max(1, cpus - 1)
+    if actors >= cpus:  # without one for reading and writing nothing would ever move
+        raise ModelError(f"{actors} actors need {actors + 1} CPUs, the Ray cluster has {cpus}")
+    return False, actors
+
+
+def _open(place: str) -> tuple[FileSystem, str]:
+    """The file system of a path or URI, and the path in it."""
+    scheme, mark, rest = place.rpartition("://")
+    if scheme in ("", "file"):
+        return LocalFileSystem(), os.path.abspath(os.path.expanduser(rest))
+    host, _, path = rest.partition("/")
+    system, base = _remote(f"{scheme}{mark}{host}")
+    return system, posixpath.join(base, path)
+
+
+@lru_cache(maxsize=64)
+def _remote(root: str) -> tuple[FileSystem, str]:
+    try:
+        return FileSystem.from_uri(root)
+    except (pa.ArrowException, ValueError) as error:
+        raise OSError(f"{printable(root)}: {_brief(error)}") from None
+
+
+def _list(source: str) -> tuple[list[str], list[str]]:
+    """The pictures and the Parquet files that a source is or holds, as absolute paths or URIs."""
+    system, path = _open(source)
+    info = system.get_file_info(path.rstrip("/"))
+    if info.type is FileType.NotFound:
+        raise DatasetError(f"{printable(source)}: no such file or folder")
+    if info.is_file:
+        found = [info]
+    else:
+        found = [f for f in system.get_file_info(FileSelector(info.path, recursive=True)) if f.is_file]
+    start = info.path if isinstance(system, LocalFileSystem) else source.rstrip("/")
+    names = [(start + f.path[len(info.path) :], f".{f.extension.lower()}") for f in found]
+    parquet = [name for name, suffix in names if suffix == ".parquet"]
+    pictures = [name for name, suffix in names if suffix in SUFFIXES or (info.is_file and not parquet)]
+    if not names or not (pictures or parquet):
+        raise DatasetError(f"{printable(source)}: no pictures and no Parquet files in this folder")
+    return pictures, parquet
+
+
+def _picture_columns(path: str, system: FileSystem, inside: str) -> list[str]:
+    """Which columns of a Parquet file have pictures and their names; DatasetError if none have."""
+    try:
+        names = pq.read_schema(inside, filesystem=system).names
+    except pa.ArrowInvalid as error:
+        raise DatasetError(f"{printable(path)}: not a Parquet file ({_brief(error)})") from None
+    columns = [name for name in names if name in ("bytes", "image", "path")]
+    if not columns:
+        raise DatasetError(f"{printable(path)}: no column named bytes, image or path; it has {', '.join(names)}")
+    return columns
+
+
+def _to_pictures(table: pa.Table, folder: str, done: pa.Array) -> pa.Table:
+    """Rows of a Parquet file to rows of `PICTURES`, less those with names in `done`; paths are relative to `folder`."""
+    columns = {name: table[name] for name in table.column_names}
+    image = columns.pop("image", None)
+    if image is not None and pa.types.is_struct(image.type):
+        columns |= {name: pc.struct_field(image, name) for name in ("bytes", "path")}
+    elif image is not None:
+        columns["path" if _is_text(image.type) else "bytes"] = image
+    nothing = pa.nulls(len(table))
+    contents = columns.get("bytes", nothing).cast(pa.binary())
+    names = columns.get("path", nothing).cast(pa.string())
+    named = [_name(name, content, folder) for name, content in zip(names, contents, strict=True)]
+    pictures = pa.table([pa.array(named, pa.string()), contents], schema=PICTURES)
+    return pictures.filter(pc.invert(pc.is_in(pictures["image"], done)))
+
+
+def _name(name: pa.Scalar, content: pa.Scalar, folder: str) -> str | None:
+    if not name.is_valid:
+        return f"sha256:{hashlib.sha256(content.as_buffer()).hexdigest()}" if content.is_valid else None
+    path = name.as_py()
+    return path if content.is_valid or "://" in path else os.path.join(folder, path)
+
+
+def _read(name: str | None, content: pa.Scalar | None) -> str | bytes:
+    """What the pipeline decodes: the bytes at hand, a path of this machine, or the bytes behind a URI."""
+    if content is not None and content.is_valid:
+        return content.as_py()
+    if name is None:
+        raise ImageError("image: neither a path nor bytes in this row")
+    if "://" not in name:
+        return name
+    try:
+        system, path = _open(name)
+        with system.open_input_stream(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ImageError(f"{printable(name)}: no such file") from None
+    except (OSError, pa.ArrowException) as error:
+        raise ImageError(f"{printable(name)}: cannot be read ({_brief(error)})") from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _short(value: object) -> object:
+    return value[:12] if isinstance(value, str) else value
+
+
+def _cause(error: BaseException) -> str:
+    """In a line, what went wrong in another process, whose traceback ends the message."""
+    return str(error).strip().splitlines()[-1]
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
