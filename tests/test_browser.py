@@ -58,11 +58,6 @@ def upload(page, path=PICTURE):
     page.locator("#score-card").wait_for()
 
 
-def rows(page, column):
-    """The cells of a column in the table that is to be seen."""
-    return [text.strip() for text in page.locator(f"tbody td[data-col='{column}']:visible").all_inner_texts()]
-
-
 def test_detection_then_localization(page):
     upload(page)
     name = page.get_by_label("What is on it?")
@@ -75,18 +70,15 @@ def test_detection_then_localization(page):
     assert page.get_by_text("Loudest for abnormal").is_visible()
 
     page.get_by_role("tab", name="Localization").click()
-    page.get_by_alt_text("Picture").first.wait_for(state="attached")
     slider = page.locator("#threshold input[type=number]")
     for threshold in (0.2, 0.6):
         slider.fill(str(threshold))
         slider.press("Enter")
         areas = [str(region.area) for region in result.regions(threshold)]
-        page.get_by_role("gridcell", name=areas[0], exact=True).or_(
-            page.locator("td").get_by_text(areas[0], exact=True)
-        ).first.wait_for()
+        page.get_by_text(areas[0], exact=True).first.wait_for()
     page.get_by_role("button", name="Make files").click()
     with page.expect_download() as download:
-        page.get_by_role("link", name="map.npy").or_(page.locator("a[download='map.npy']")).first.click()
+        page.locator("a[download='map.npy']").first.click()
     assert download.value.suggested_filename == "map.npy"
 
 
@@ -106,7 +98,7 @@ def test_comparison_with_own_phrases_and_ground_truth(page):
     for name, result in Pipeline.from_pretrained().compare(PICTURE, "object").items():
         page.get_by_text(f"{name}: {result.score:.3f}").wait_for()
     page.get_by_text("own: ").wait_for()
-    assert "n/a" not in page.locator("table:visible").first.inner_text()
+    assert page.get_by_text("n/a", exact=True).count() == 0  # there are metrics
     assert page.get_by_text("not measured here").is_visible()
 
 
@@ -128,10 +120,10 @@ def test_batch_table(page, tmp_path):
     page.get_by_text("broken.png").wait_for()
     page.get_by_role("button", name="Score the batch").click()
     page.get_by_text("2 pictures scored").wait_for()
-    page.locator("td").get_by_text("not a picture in a known format").first.wait_for()
+    page.get_by_text("not a picture in a known format").first.wait_for()
     results = Pipeline.from_pretrained()([PICTURE.parent / name for name in names])
     for result in results:
-        page.locator("td").get_by_text(str(round(result.score, 4)), exact=True).first.wait_for()
+        page.get_by_text(str(round(result.score, 4)), exact=True).first.wait_for()
     with page.expect_download() as download:
         page.locator("a[download='scores.csv']").first.click()
     text = Path(download.value.path()).read_text(encoding="utf-8-sig")

@@ -10,7 +10,7 @@ import re
 import time
 import zipfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -307,22 +307,10 @@ def _shown(result: Result, image: Image.Image, small: bytes | None = None) -> Re
 
 def record(result: Result, threshold: float | None = None) -> dict:
     """A result for JSON; with a threshold of the map also its regions."""
-    data = {
-        "class_name": result.class_name,
-        "score": result.score,
-        "global_score": result.global_score,
-        "local_score": result.local_score,
-        "is_anomalous": result.is_anomalous,
-        "strategies": result.strategies,
-        "width": result.width,
-        "height": result.height,
-    }
-    if result.note:
-        data["note"] = result.note
+    data = {"class_name": result.class_name, **result.record(), "strategies": result.strategies}
     if threshold is not None:
-        regions = result.regions(threshold)
         data["threshold"] = threshold
-        data["regions"] = [{"box": r.box, "area": r.area, "peak": r.peak} for r in regions]
+        data["regions"] = [asdict(region) for region in result.regions(threshold)]
     return data
 
 
