@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,6 +99,17 @@ def test_wrong_usage_is_status_2_and_no_traceback(golden, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ray_is_asked_for_when_it_is_not_there(tmp_path):
+    code = "import sys; sys.modules['ray'] = None; from tipsomaly.cli import main; main()"
+    command = [sys.executable, "-c", code, "detect", "x.png", "--engine", "ray", "--output", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r'error: --engine ray needs \w+: pip install "ray\[data\]"\n', done.stderr)
+    done = run("detect", "x.png", "--engine", "ray")
+    assert done.returncode == 2
+    assert done.stderr == "error: --engine ray needs --output DIR for the scores\n"
 
 
 def test_an_empty_folder_is_wrong_usage(golden, tmp_path):
