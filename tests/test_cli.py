@@ -68,6 +68,14 @@ def test_json_globs_and_single_files(golden, folder):
     assert run("detect", folder / "a.png", "--model", golden.folder).returncode == 0
 
 
+def test_tiles_have_maps_of_the_pictures_size(golden, tmp_path):
+    Image.effect_noise((150, 90), 50).save(tmp_path / "wide.png")
+    options = ["--tile", 64, "--overlap", 0.5, "--keep-aspect", "--output", tmp_path / "out"]
+    done = run("detect", tmp_path / "wide.png", "--model", golden.folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "out" / "wide_map.npy").shape == (90, 150)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,6 +84,7 @@ def test_json_globs_and_single_files(golden, folder):
         (["detect", "x.png", "--batch-size", "0"], "batch-size"),
         (["detect", "x.png", "--model", "nope"], "no model 'nope'"),
         (["detect", "x.png", "--image-size", "100"], "multiple of 14"),
+        (["detect", "x.png", "--tile", "20"], "tile"),
         (["detect", "x.png", "--prompts", "nope"], "no prompt set or file 'nope'"),
         (["detect", "nothing-*.png"], "nothing matches"),
         (["detect", "x.png", "--class-name", " "], "class name is empty"),

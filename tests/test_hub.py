@@ -462,8 +462,10 @@ def test_the_models_command_lists_names_and_what_is_cached(world, golden):
     assert "mvtec, visa" in output
 
 
-def test_importing_the_package_imports_no_client_and_no_plotting():
-    code = "import sys, tipsomaly; print([m for m in ('huggingface_hub', 'gradio', 'matplotlib') if m in sys.modules])"
+def test_a_first_score_imports_no_client_no_plotting_and_no_compiler():
+    unwanted = ("huggingface_hub", "gradio", "matplotlib", "typer", "scipy", "torch._dynamo", "ray")
+    score = "tipsomaly.Pipeline.from_pretrained()(numpy.zeros((20, 20), 'uint8')).score"
+    code = f"import sys, numpy, tipsomaly; {score}; print([m for m in {unwanted} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.stdout.strip() == "[]", done.stderr
 

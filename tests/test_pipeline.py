@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tipsomaly import ImageError, ModelError, Pipeline, PromptEnsemble
-from tipsomaly.pipeline import choose_device, choose_dtype
+from tipsomaly.pipeline import bfloat16_is_faster, choose_device, choose_dtype
 
 
 @pytest.fixture
@@ -84,6 +84,23 @@ def test_a_stream_reads_only_a_little_ahead(golden, pictures):
         next(stream)
     assert len(read) <= 6 + 3 * 2
     stream.close()
+
+
+def test_maps_made_with_the_batch_are_those_made_when_asked_for(golden, pictures):
+    for one, other in zip(golden.pipe(pictures), golden.pipe.stream(pictures, maps=True), strict=True):
+        assert "anomaly_map" in vars(other)
+        np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, atol=1e-6)
+
+
+def test_a_compiled_tower_scores_the_same(golden, pictures):
+    pipe = Pipeline.from_pretrained(golden.folder)
+    expected = [result.score for result in pipe(pictures)]
+    with pytest.raises(ModelError, match="cannot be compiled"):
+        pipe.compile(backend="no such backend")
+    np.testing.assert_allclose([result.score for result in pipe(pictures)], expected, atol=1e-6)
+    assert pipe.compile(2, backend="eager") > 0
+    np.testing.assert_allclose([r.score for r in pipe(pictures, batch_size=2)], expected, atol=1e-5)
+    assert pipe.tips.state_dict().keys() == golden.pipe.tips.state_dict().keys()
 
 
 def test_compare_is_the_ablation(golden, pictures):
@@ -198,6 +215,8 @@ def test_save_pretrained_round_trip_changes_no_bit(golden, pictures, tmp_path):
         ({"domain": "culinary"}, "unknown domain 'culinary'"),
         ({"mode": "magic"}, "unknown mode 'magic'"),
         ({"sigma": -1}, "sigma"),
+        ({"tile": 20}, "a tile must be at least 56 pixels"),
+        ({"tile": 100, "overlap": 1}, "overlap of tiles must be from 0 to 0.75"),
     ],
 )
 def test_options_that_cannot_be_used(golden, options, message):
@@ -245,3 +264,14 @@ def test_auto_choices_fit_the_device():
     assert device.type in ("cpu", "cuda", "mps")
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert choose_dtype("bfloat16", device) == torch.bfloat16
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_the_fastest_dtype_of_a_cpu_is_measured(monkeypatch, supported):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    bfloat16_is_faster.cache_clear()
+    assert bfloat16_is_faster() in ((False,) if not supported else (False, True))
+    monkeypatch.setattr("tipsomaly.pipeline.bfloat16_is_faster", lambda: supported)
+    fastest = choose_dtype("fastest", torch.device("cpu"))
+    assert fastest == (torch.bfloat16 if supported else torch.float32)
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32

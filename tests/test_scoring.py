@@ -54,6 +54,13 @@ def test_the_map_is_upsampling_then_scipys_blur_then_resizing(size):
     np.testing.assert_allclose(anomaly_map(patches, (70, 126), size), smooth, atol=1e-5)
 
 
+def test_a_batch_of_tensors_gives_the_maps_of_its_arrays():
+    patches = np.random.default_rng(0).random((3, 5, 9)).astype(np.float32)
+    maps = anomaly_map(torch.from_numpy(patches), (70, 126), (80, 90))
+    for i in range(3):
+        np.testing.assert_allclose(maps[i], anomaly_map(patches[i], (70, 126), (80, 90)), atol=1e-6)
+
+
 def test_without_sigma_the_map_is_only_upsampled():
     patches = np.eye(2, dtype=np.float32)
     assert anomaly_map(patches, (28, 28), sigma=0)[0, 0] == 1

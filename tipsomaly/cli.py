@@ -23,6 +23,7 @@ from tipsomaly.pipeline import DTYPES, MODES, Pipeline
 from tipsomaly.prompts import ENSEMBLES, LearnedPrompts, clean_class_name
 from tipsomaly.result import Result
 from tipsomaly.scoring import SIGMA, STRATEGIES
+from tipsomaly.tiling import SMALLEST
 from tipsomaly.tips import Tips
 from tipsomaly.training import TrainingError
 
@@ -49,7 +50,7 @@ Objective = Enum("Objective", {name: name for name in ("local", "global", "both"
 Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, type=str)
 LayoutName = Enum("LayoutName", {name: name for name in LAYOUTS}, type=str)
 Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
-DType = Enum("DType", {name: name for name in ("auto", *DTYPES)}, type=str)
+DType = Enum("DType", {name: name for name in ("auto", "fastest", *DTYPES)}, type=str)
 
 ModelOption = Annotated[
     str, typer.Option(help="A name of `tipsomaly models`, a model folder, or org/name[@revision] on the Hub.")
@@ -67,6 +68,14 @@ DTypeOption = Annotated[DType, typer.Option(help="Number format of the vision to
 ModeOption = Annotated[Mode, typer.Option(help="Which prompts score: the paper's are decoupled.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 SigmaOption = Annotated[float, typer.Option(min=0, help="Smoothing of the map, in pixels of the input size.")]
+TileOption = Annotated[
+    int | None,
+    typer.Option(metavar="PX", min=SMALLEST, help="Also cut larger pictures into tiles of this side, blended."),
+]
+OverlapOption = Annotated[float, typer.Option(min=0, max=0.75, help="Share of a tile that the next one covers too.")]
+AspectOption = Annotated[
+    bool, typer.Option("--keep-aspect", help="Do not squash pictures to a square, as the paper does.")
+]
 RootArgument = Annotated[Path, typer.Argument(help="The folder of a data set.")]
 LayoutOption = Annotated[LayoutName | None, typer.Option(help="How the data set lies on disk; default: recognised.")]
 SplitOption = Annotated[Split, typer.Option(help="The paper also trains on the test split, of another data set.")]
@@ -88,10 +97,16 @@ def detect(
         Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict.")
     ] = None,
     sigma: SigmaOption = SIGMA,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0.25,
+    keep_aspect: AspectOption = False,
     output: OutputOption = None,
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first: tens of seconds, for many pictures on a GPU.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a picture instead of a table.")
     ] = False,
@@ -102,7 +117,10 @@ def detect(
     goes. A picture that cannot be used is a line with its error and does not stop the others.
     """
     sources = _find(images)
-    pipe = _load(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration)
+    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    pipe = _load(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **tiling)
+    if compiled:
+        print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
     outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
     failed = 0
     with _open_results(output) as lines:
@@ -140,6 +158,9 @@ def compare(
     class_name: ClassOption = "object",
     domain: DomainOption = Domain.industrial,
     image_size: SizeOption = None,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0.25,
+    keep_aspect: AspectOption = False,
     output: OutputOption = None,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
@@ -149,7 +170,8 @@ def compare(
 
     With --output, DIR gets <picture>_comparison.png: the picture, then the map under each kind of prompts.
     """
-    results = _load(model, prompts, device, dtype, image_size, domain).compare(image, class_name)
+    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    results = _load(model, prompts, device, dtype, image_size, domain, **tiling).compare(image, class_name)
     if as_json:
         scores = {
             mode: {"score": r.score, "global_score": r.global_score, "local_score": r.local_score, **r.strategies}
@@ -277,6 +299,9 @@ def calibrate(
     mode: ModeOption = Mode.decoupled,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0.25,
+    keep_aspect: AspectOption = False,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for calibration.json.")] = Path("."),
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
@@ -291,7 +316,8 @@ def calibrate(
     if not 0 < target_fpr < 1:
         _fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
     images = _find(normals)
-    pipe = _load(model, prompts, device, dtype, image_size, domain, mode, sigma)
+    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    pipe = _load(model, prompts, device, dtype, image_size, domain, mode, sigma, **tiling)
     found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
     if found.pictures < 1 / target_fpr:
         few = f"a false-positive rate of {target_fpr:g} takes at least {1 / target_fpr:.0f} normal pictures"
@@ -421,7 +447,7 @@ def _options(
 
 
 def _load(
-    model, prompts, device, dtype, image_size, domain, mode=Mode.decoupled, sigma=SIGMA, calibration=None
+    model, prompts, device, dtype, image_size, domain, mode=Mode.decoupled, sigma=SIGMA, calibration=None, **tiling
 ) -> Pipeline:
     return Pipeline.from_pretrained(
         model,
@@ -433,6 +459,7 @@ def _load(
         mode=mode.value,
         sigma=sigma,
         calibration=calibration,
+        **tiling,
     )
 
 

@@ -2,14 +2,14 @@
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -46,7 +46,8 @@ def load_image(source: ImageSource) -> LoadedImage:
         return _decode(io.BytesIO(source), "image")
     if isinstance(source, Image.Image):
         with _explained("image"):
-            return _to_rgb(source, "image")
+            loaded = _to_rgb(source, "image")
+            return replace(loaded, image=source.copy()) if loaded.image is source else loaded
     if isinstance(source, np.ndarray | Tensor):
         return LoadedImage(_from_array(np.asarray(source)))
     raise ImageError(f"image: expected a path, bytes, a PIL image or an array, not {type(source).__name__}")
@@ -57,6 +58,14 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
     Divide by 255 for the tower: TIPS takes [0, 1] with mean 0 and deviation 1."""
     resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def fitted_size(width: int, height: int, size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """(height, width) in whole patches with the aspect ratio of a picture, to half a patch, and about as many patches
+    as `size` = (height, width) has: never more than half as many again, however long the picture is."""
+    patches = (size[0] // patch) * (size[1] // patch)
+    rows, columns = (round((patches * ratio) ** 0.5) for ratio in (height / width, width / height))
+    return min(max(rows, 1), patches) * patch, min(max(columns, 1), patches) * patch
 
 
 def _open_file(path: Path) -> LoadedImage:
@@ -108,16 +117,15 @@ def _to_rgb(image: Image.Image, name: str) -> LoadedImage:
     if note:
         image.seek(0)
     image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
-        image = image.copy()
+    with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return LoadedImage(_from_array(_wide_pixels(image), name), note)
     if image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return LoadedImage(image.convert("RGB"), note)
+    return LoadedImage(image if image.mode == "RGB" else image.convert("RGB"), note)  # a copy could be 200 MB
 
 
 def _wide_pixels(image: Image.Image) -> np.ndarray:

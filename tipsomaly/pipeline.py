@@ -2,27 +2,31 @@
 
 import hashlib
 import os
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from tipsomaly import scoring
 from tipsomaly.calibration import Calibration
 from tipsomaly.catalogue import BACKBONES, ModelError
 from tipsomaly.hub import find_prompts, released_prompts, resolve, upload, write_configs
-from tipsomaly.images import ImageError, ImageSource, load_image, to_pixels
+from tipsomaly.images import ImageError, ImageSource, fitted_size, load_image, to_pixels
 from tipsomaly.prompts import ENSEMBLES, LearnedPrompts, PromptEnsemble, clean_class_name, embed, ensemble, prototypes
 from tipsomaly.result import Result
+from tipsomaly.tiling import Tiles, Tiling
 from tipsomaly.tips import ImageTokens, Tips
 from tipsomaly.tokenizer import Tokenizer
 
@@ -53,10 +57,14 @@ class Pipeline:
         mode: Mode = "decoupled",
         sigma: float = scoring.SIGMA,
         calibration: Calibration | str | Path | None = None,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        keep_aspect: bool = False,
     ) -> None:
         """`image_size` is the side, or (height, width), in pixels that pictures are resized to before the vision tower:
         multiples of the patch size. `domain` is a key of `prompts.ENSEMBLES` or your own prompts. `calibration`, which
-        gives results a verdict, must have been made with the same settings."""
+        gives results a verdict, must have been made with the same settings. `tile`, `overlap` and `keep_aspect`: see
+        `from_pretrained`."""
         self.tips, self.tokenizer, self.learned = tips, tokenizer, learned
         config = tips.config
         self.image_size = _image_size(image_size or config.vision.image_size, config.vision.patch_size)
@@ -67,6 +75,8 @@ class Pipeline:
         if not 0 <= sigma < 1000:
             raise ValueError(f"sigma must be a number of pixels, 0 or more, not {sigma}")
         self.sigma = sigma
+        self.tiling = None if tile is None else Tiling(tile, overlap)
+        self.keep_aspect = keep_aspect
         if learned is None and mode != "fixed":
             raise ModelError(
                 f"the mode {mode!r} needs learned prompts and this model has none: pass prompts=..., make some "
@@ -100,6 +110,9 @@ class Pipeline:
         mode: Mode = "decoupled",
         sigma: float = scoring.SIGMA,
         calibration: Calibration | str | Path | None = None,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        keep_aspect: bool = False,
     ) -> "Pipeline":
         """Load a model by name: "nano" (bundled: no network, CPU), a model folder, `org/name` on the Hub, or a released
         backbone such as "tips-l14-hr" (see `tipsomaly models`), which is fetched and converted once.
@@ -108,9 +121,15 @@ class Pipeline:
         prompts: the name of a prompt set of the model, a .safetensors file, or `org/name[:set]` on the Hub. Without it
             the set named after the domain is taken, else the first one.
         device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU if there is one.
-        dtype: of the vision tower, "float32", "bfloat16" or "float16"; "auto" is float32 on CPU, bfloat16 on GPU.
+        dtype: of the vision tower, "float32", "bfloat16" or "float16"; "auto" is float32 on CPU, bfloat16 on GPU;
+            "fastest" is the same, but bfloat16 also on a CPU that has it and is found to be faster with it.
         image_size: side or (height, width) in pixels, multiples of 14; the model folder's default otherwise.
         calibration: thresholds from `tipsomaly calibrate`, for `Result.is_anomalous`.
+        tile: side in pixels of the tiles that a larger picture is also cut into, each resized to `image_size`; the
+            patches then come from the tiles, the global score from the whole picture. Ours, not the paper's.
+        overlap: share of a tile's side that the next one covers too, 0 to 0.75.
+        keep_aspect: resize to about as many patches as `image_size` has, but in the picture's own aspect ratio; without
+            it pictures are squashed to `image_size`, as in the paper.
 
         Raises ModelError, in one line, for a model, prompt set or option that cannot be used.
         """
@@ -138,6 +157,9 @@ class Pipeline:
             mode=mode,
             sigma=sigma,
             calibration=calibration,
+            tile=tile,
+            overlap=overlap,
+            keep_aspect=keep_aspect,
         )
 
     def with_options(self, **options) -> "Pipeline":
@@ -149,10 +171,33 @@ class Pipeline:
             "domain": self.ensemble,
             "mode": self.mode,
             "sigma": self.sigma,
+            "tile": self.tiling and self.tiling.tile,
+            "overlap": self.tiling.overlap if self.tiling else 0.25,
+            "keep_aspect": self.keep_aspect,
         }
         other = Pipeline(self.tips, self.tokenizer, **{**current, **options})
         other._prototypes_of, other._sentences_of = self._prototypes_of, self._sentences_of
         return other
+
+    def compile(self, batch_size: int = 16, backend: str = "inductor") -> float:
+        """Compile the blocks of the vision tower with torch.compile, for batches of this many pictures at the input
+        size, and return the seconds that it took. It pays on a GPU that is to see thousands of pictures; pipelines on
+        the same weights share it. A batch of another shape is compiled, once, when it comes.
+
+        Raises ModelError, and leaves the tower as it was, where it cannot be compiled.
+        """
+        start = time.perf_counter()
+        blocks = self.tips.vision_encoder.blocks
+        try:
+            for block in blocks:
+                block.compile(backend=backend)
+            tokens = self.encode(torch.zeros(batch_size, 3, *self.image_size, dtype=torch.uint8))
+            torch.sum(tokens.spatial).item()  # waits for a GPU
+        except Exception as error:  # of many kinds, which torch's compiler defines and only then imports
+            for block in blocks:
+                block._compiled_call_impl = None
+            raise ModelError(f"the model cannot be compiled here: {' '.join(str(error).split())[:200]}") from None
+        return time.perf_counter() - start
 
     def settings(self) -> dict[str, Any]:
         """What a score depends on besides the picture and its class, for JSON; weights and prompts as their SHA-256."""
@@ -166,6 +211,8 @@ class Pipeline:
             "mode": self.mode,
             "image_size": list(self.image_size),
             "sigma": self.sigma,
+            "tiling": self.tiling and [self.tiling.tile, self.tiling.overlap],
+            "keep_aspect": self.keep_aspect or None,  # None, as in what was written before there was a choice
         }
 
     @overload
@@ -188,11 +235,14 @@ class Pipeline:
         *,
         batch_size: int = 16,
         errors: Literal["raise", "yield"] = "raise",
+        maps: bool = False,
     ) -> Iterator[Result | ImageError]:
         """Results in order, for any number of pictures in bounded memory; decoding runs ahead of the model in threads.
+        The model is given `batch_size` pictures, or tiles of them, at once.
 
         A picture that cannot be used raises ImageError after the results of those before it, or with errors="yield"
-        takes its place in the stream as an ImageError.
+        takes its place in the stream as an ImageError. With `maps` the model's device makes all anomaly maps (but those
+        of tiled pictures); otherwise each is made on the CPU when it is asked for.
         """
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, not {batch_size}")
@@ -201,21 +251,18 @@ class Pipeline:
         name = clean_class_name(class_name)
         if self.calibration and self.calibration.class_name != name:
             raise ModelError(f"this calibration was made for the class {self.calibration.class_name!r}, not {name!r}")
-        return self._stream(images, name, batch_size, errors)
+        return self._stream(images, name, batch_size, errors, maps)
 
     def _stream(
-        self, images: Iterable[ImageSource], class_name: str, batch_size: int, errors: str
+        self, images: Iterable[ImageSource], class_name: str, batch_size: int, errors: str, maps: bool
     ) -> Iterator[Result | ImageError]:
-        batch: list[_Picture | ImageError] = []
-        for picture in self._decoded(images, ahead=2 * batch_size):
-            batch.append(picture)
-            failed = isinstance(picture, ImageError) and errors == "raise"
-            if failed or sum(isinstance(p, _Picture) for p in batch) == batch_size:
-                yield from self._finish(batch[:-1] if failed else batch, class_name)
-                batch = []
-            if failed:
-                raise picture
-        yield from self._finish(batch, class_name)
+        for view in self._scored(images, [self.prototypes(class_name)], batch_size, maps):
+            if isinstance(view, ImageError):
+                if errors == "raise":
+                    raise view
+                yield view
+            elif view.is_last:
+                yield self._result(view.picture, 0, class_name, self.mode)
 
     def compare(
         self, image: ImageSource, class_name: str = "object", own: PromptEnsemble | None = None
@@ -225,20 +272,28 @@ class Pipeline:
         if self.learned is None:
             raise ModelError("a comparison needs learned prompts and this model has none")
         name = clean_class_name(class_name)
-        picture = self._read(image)
-        tokens = self.encode(picture.pixels[None])
-        results = {mode: self._score(tokens, [picture], name, mode)[0] for mode in MODES}
+        columns = {mode: (self, mode) for mode in MODES}
         if own is not None:
-            results["own"] = self.with_options(domain=own)._score(tokens, [picture], name, "fixed")[0]
-        return results
+            columns["own"] = (self.with_options(domain=own), "fixed")
+        pairs = [pipe.prototypes(name, mode) for pipe, mode in columns.values()]
+        for view in self._scored([image], pairs, batch_size=16):
+            if isinstance(view, ImageError):
+                raise view
+        return {
+            column: pipe._result(view.picture, i, name, mode)
+            for i, (column, (pipe, mode)) in enumerate(columns.items())
+        }
 
     def pixels(self, images: Iterable[ImageSource], batch_size: int = 16) -> Iterator[Tensor]:
         """Batches (B, 3, H, W) uint8 at the input size; decoding runs ahead in threads.
 
-        Raises ImageError, naming the picture, for one that cannot be used.
+        Raises ImageError, naming the picture, for one that cannot be used, and ModelError for a pipeline that tiles
+        pictures or keeps their aspect ratio.
         """
+        if self.tiling or self.keep_aspect:
+            raise ModelError("training and evaluation take whole pictures, squashed to the input size as in the paper")
         batch: list[Tensor] = []
-        for picture in self._decoded(images, ahead=2 * batch_size):
+        for picture in _ahead(self._read, images, 2 * batch_size):
             if isinstance(picture, ImageError):
                 raise picture
             batch.append(picture.pixels)
@@ -256,8 +311,22 @@ class Pipeline:
     @torch.inference_mode()
     def encode_layers(self, pixels: Tensor, layers: Sequence[int]) -> list[ImageTokens]:
         """The same after each of these blocks of the tower (0-based, negative from the end)."""
-        pixels = pixels.to(self.tips.vision_encoder.cls_token.device)
-        return self.tips.vision_encoder.layers(pixels if pixels.is_floating_point() else pixels.float() / 255, layers)
+        pixels = _to_device(pixels, self.device)
+        pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
+        if self.device.type != "cpu":
+            return self.tips.vision_encoder.layers(pixels, layers)
+        # What a block of the tower writes should stay in the cache: 2,000 tokens for each thread.
+        tokens = pixels.shape[2] * pixels.shape[3] // self.tips.config.vision.patch_size**2
+        parts = pixels.split(max(1, 2000 * torch.get_num_threads() // max(tokens, 1)))
+        encoded = [self.tips.vision_encoder.layers(part, layers) for part in parts]
+        if len(encoded) == 1:
+            return encoded[0]
+        return [ImageTokens(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*encoded, strict=True)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return self.tips.vision_encoder.cls_token.device
 
     def prototypes(self, class_name: str = "object", mode: Mode | None = None) -> tuple[Tensor, Tensor]:
         """G_f for the image score and G_l for the patch map, each (2, D) float32, normal then abnormal. Cached."""
@@ -297,70 +366,111 @@ class Pipeline:
             self.save_pretrained(folder)
             return upload(Path(folder), repository, private=private, token=token)
 
+    def _scored(
+        self, images: Iterable[ImageSource], pairs: list[tuple[Tensor, Tensor]], batch_size: int, maps: bool = False
+    ) -> "Iterator[_View | ImageError]":
+        """The views of all pictures in order, once they have their scores under each pair (G_f, G_l) of prototypes."""
+        at_once = 2 if self.device.type == "cuda" else 1  # a GPU has its next batch before the last one is read
+        running: deque[tuple[list[_View | ImageError], torch.cuda.Event | None]] = deque()
+        views = self._views(images, batch_size)
+        while batch := list(islice(views, batch_size)):
+            running.append((batch, self._launch(batch, pairs, maps)))
+            if len(running) == at_once:
+                yield from _landed(*running.popleft())
+        for batch, done in running:
+            yield from _landed(batch, done)
+
     @torch.inference_mode()
-    def _score(self, tokens: ImageTokens, pictures: list["_Picture"], class_name: str, mode: Mode) -> list[Result]:
-        global_prototypes, local_prototypes = self.prototypes(class_name, mode)
+    def _launch(
+        self, batch: "list[_View | ImageError]", pairs: list[tuple[Tensor, Tensor]], maps: bool
+    ) -> "torch.cuda.Event | None":
+        """Start to score a batch. On a GPU nothing waits here: the scores are there when the returned event is."""
         temperature = self.tips.config.temperature
-        both = torch.stack([tokens.object, tokens.spatial], dim=1)
-        image_scores = scoring.anomaly_probability(both, global_prototypes, temperature).cpu().tolist()
-        patch_maps = scoring.anomaly_probability(tokens.patches, local_prototypes, temperature).cpu().numpy()
-        spatial = F.normalize(tokens.spatial.float(), dim=-1).cpu().numpy()
+        groups: dict[torch.Size, list[_View]] = {}
+        for view in batch:
+            if not isinstance(view, ImageError):
+                groups.setdefault(view.pixels.shape, []).append(view)
+        for views in groups.values():
+            tokens = self.encode(torch.stack([view.pixels for view in views]))
+            both = torch.stack([tokens.object, tokens.spatial], dim=1)
+            spatial = _to_cpu(F.normalize(tokens.spatial.float(), dim=-1))
+            for global_prototypes, local_prototypes in pairs:
+                images = scoring.anomaly_probability(both, global_prototypes, temperature)
+                patches = scoring.anomaly_probability(tokens.patches, local_prototypes, temperature)
+                on_cpu = (spatial, _to_cpu(images), _to_cpu(patches))
+                for view, on_device, *scores in zip(views, patches, *on_cpu, strict=True):
+                    if maps and not view.picture.boxes:
+                        size = (view.picture.height, view.picture.width)
+                        made = scoring.anomaly_map(on_device, tuple(view.pixels.shape[1:]), size, self.sigma)
+                        scores.append(_to_cpu(made))
+                    view.picture.scores.setdefault(view.index, []).append(_Scores(*scores))
+        return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+
+    def _result(self, picture: "_Picture", pair: int, class_name: str, mode: Mode) -> Result:
+        """What the views' scores under one pair of prototypes say of the picture."""
+        whole, *tiles = (picture.scores[index][pair] for index in range(1 + len(picture.boxes)))
+        object_score, global_score = whole.image.tolist()
         known = self.calibration
         calibration = known if known and (known.class_name, self.mode) == (class_name, mode) else None
-        return [
-            Result(
-                object_score=scores[0],
-                global_score=scores[1],
-                patch_map=np.array(patch_map),
-                width=picture.width,
-                height=picture.height,
-                input_size=self.image_size,
-                class_name=class_name,
-                mode=mode,
-                sigma=self.sigma,
-                spatial_token=spatial_token,
-                note=picture.note,
-                image_threshold=calibration and calibration.image_threshold,
-                pixel_threshold=calibration and calibration.pixel_threshold,
-                source=picture.source,
-            )
-            for picture, scores, patch_map, spatial_token in zip(
-                pictures, image_scores, patch_maps, spatial, strict=True
-            )
-        ]
+        result = Result(
+            object_score=object_score,
+            global_score=global_score,
+            patch_map=whole.patch_map.numpy().copy(),
+            width=picture.width,
+            height=picture.height,
+            input_size=self._input_size(picture.width, picture.height),
+            class_name=class_name,
+            mode=mode,
+            sigma=self.sigma,
+            spatial_token=whole.spatial_token.numpy().copy(),
+            note=picture.note,
+            image_threshold=calibration and calibration.image_threshold,
+            pixel_threshold=calibration and calibration.pixel_threshold,
+            tiles=self._tiles(picture, tiles) if tiles else None,
+            source=picture.source,
+        )
+        if whole.anomaly_map is not None:
+            vars(result)["anomaly_map"] = whole.anomaly_map.numpy()
+        return result
 
-    def _finish(self, batch: list["_Picture | ImageError"], class_name: str) -> Iterator[Result | ImageError]:
-        pictures = [p for p in batch if isinstance(p, _Picture)]
-        if pictures:
-            tokens = self.encode(torch.stack([p.pixels for p in pictures]))
-            results = iter(self._score(tokens, pictures, class_name, self.mode))
-        for p in batch:
-            yield p if isinstance(p, ImageError) else next(results)
+    def _tiles(self, picture: "_Picture", scores: "list[_Scores]") -> Tiles:
+        rows = len(self.tiling.spans(picture.height))
+        patch_maps = torch.stack([tile.patch_map for tile in scores]).unflatten(0, (rows, -1))
+        left, top, right, bottom = picture.boxes[0]
+        return Tiles(patch_maps.numpy(), self.tiling, self._input_size(right - left, bottom - top))
+
+    def _input_size(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) in pixels that a picture, or a tile, of this size is resized to."""
+        if not self.keep_aspect:
+            return self.image_size
+        return fitted_size(width, height, self.image_size, self.tips.config.vision.patch_size)
 
     def _read(self, source: ImageSource) -> "_Picture":
         loaded = load_image(source)
         width, height = loaded.image.size
-        return _Picture(to_pixels(loaded.image, self.image_size), width, height, loaded.note, source)
+        boxes = self.tiling.boxes(width, height) if self.tiling else []
+        if len(boxes) < 2:
+            boxes, image = [], None
+        else:
+            image = loaded.image
+        pixels = to_pixels(loaded.image, self._input_size(width, height))
+        return _Picture(pixels, width, height, loaded.note, source, image, boxes)
 
-    def _decoded(self, images: Iterable[ImageSource], ahead: int) -> Iterator["_Picture | ImageError"]:
-        def outcome(future: "Future[_Picture]") -> "_Picture | ImageError":
-            error = future.exception()
-            if error is None or isinstance(error, ImageError):
-                return error or future.result()
-            raise error
+    def _views(self, images: Iterable[ImageSource], batch_size: int) -> "Iterator[_View | ImageError]":
+        """Each picture at the input size, then its tiles, in order. Of pictures to be tiled, which are held until their
+        last tile is cut, only one more is decoded ahead."""
+        pictures = _ahead(self._read, images, 2 if self.tiling else 2 * batch_size)
+        places = ((p, i) for p in pictures for i in range(1 if isinstance(p, ImageError) else 1 + len(p.boxes)))
+        return _ahead(self._cut, places, 2 * batch_size) if self.tiling else map(self._cut, places)
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
-            pending: deque[Future[_Picture]] = deque()
-            try:
-                for image in images:
-                    pending.append(pool.submit(self._read, image))
-                    if len(pending) >= ahead:
-                        yield outcome(pending.popleft())
-                while pending:
-                    yield outcome(pending.popleft())
-            finally:
-                for future in pending:
-                    future.cancel()
+    def _cut(self, place: "tuple[_Picture | ImageError, int]") -> "_View | ImageError":
+        picture, index = place
+        if isinstance(picture, ImageError):
+            return picture
+        if index == 0:
+            return _View(picture, 0, picture.pixels)
+        left, top, right, bottom = box = picture.boxes[index - 1]
+        return _View(picture, index, to_pixels(picture.image.crop(box), self._input_size(right - left, bottom - top)))
 
 
 @torch.inference_mode()
@@ -381,15 +491,84 @@ def _embed_sentences(
     return embedded[: len(normal)], embedded[len(normal) :]
 
 
+class _Scores(NamedTuple):
+    """Of one view under one pair of prototypes, on the CPU: there once the batch's event is."""
+
+    spatial_token: Tensor
+    """(D,), a unit vector."""
+    image: Tensor
+    """(2,): p_a of the object and of the spatial token."""
+    patch_map: Tensor
+    anomaly_map: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """A decoded picture at the model's input size, and what its result must remember."""
+    """A decoded picture at the model's input size, what its result must remember, and the scores so far."""
 
     pixels: Tensor
     width: int
     height: int
     note: str | None
     source: ImageSource
+    image: Image.Image | None
+    """At its own size, if there are tiles to be cut."""
+    boxes: list[tuple[int, int, int, int]]
+    scores: dict[int, list[_Scores]] = field(default_factory=dict)
+    """By the index of the view."""
+
+
+class _View(NamedTuple):
+    """What the model sees at once: a whole picture (index 0) or a tile of it (1, 2, ...)."""
+
+    picture: _Picture
+    index: int
+    pixels: Tensor
+
+    @property
+    def is_last(self) -> bool:
+        return self.index == len(self.picture.boxes)
+
+
+def _landed(batch: list[_View | ImageError], done: "torch.cuda.Event | None") -> Iterator[_View | ImageError]:
+    if done:
+        done.synchronize()
+    yield from batch
+
+
+def _ahead(function: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Any]:
+    """`map(function, items)`, at most `count` items ahead in threads; an ImageError takes the place of its result."""
+
+    def outcome(future: Future) -> Any:
+        error = future.exception()
+        if error is None or isinstance(error, ImageError):
+            return error or future.result()
+        raise error
+
+    with ThreadPoolExecutor(min(16, count, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
+        pending: deque[Future] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= count:
+                    yield outcome(pending.popleft())
+            while pending:
+                yield outcome(pending.popleft())
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _to_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """A copy to a GPU, from pinned memory, that the CPU does not wait for."""
+    if device.type == "cuda" and pixels.device.type == "cpu":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    """A copy from a GPU, to pinned memory, that nobody waits for yet; elsewhere one that is done."""
+    return tensor.to("cpu", non_blocking=tensor.device.type == "cuda")
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
@@ -405,16 +584,34 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that has it, float16 on an older one, float32 elsewhere, if "auto"."""
-    if dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    """If "auto", bfloat16 on a GPU that has it, float16 on an older one, and float32 elsewhere, so that a score does
+    not depend on the processor; if "fastest", bfloat16 also on a CPU where it is faster."""
+    if dtype in ("auto", "fastest"):
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        faster = dtype == "fastest" and device.type == "cpu" and bfloat16_is_faster()
+        return torch.bfloat16 if faster else torch.float32
     if dtype in DTYPES.values():
         return dtype
     if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
+        raise ModelError(f"unknown dtype {dtype!r}: choose auto, fastest, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+@lru_cache(maxsize=1)
+def bfloat16_is_faster() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 at least 1.5 times as fast as of float32: measured once, in
+    about a tenth of a second, and only if the processor has instructions for it."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    seconds = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    for _ in range(4):
+        for dtype in seconds:
+            left, right = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+            start = time.perf_counter()
+            left @ right
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return seconds[torch.float32] > 1.5 * seconds[torch.bfloat16]
 
 
 def _sha256(*parts: str | bytes | Tensor) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from tipsomaly import scoring, visualization
 from tipsomaly.images import ImageSource, load_image
+from tipsomaly.tiling import Tiles
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,22 @@ class Result:
     """Of a calibrated pipeline; a score of at least this is anomalous."""
     pixel_threshold: float | None = None
     """Of a calibrated pipeline, for `mask`, `regions` and `overlay`."""
+    tiles: Tiles | None = None
+    """The patch maps of a picture that was cut into tiles: they take the place of `patch_map`, which is then of the
+    whole picture and so coarser, in `local_score` and `anomaly_map`."""
     source: ImageSource | None = field(default=None, repr=False)
 
     @property
     def local_score(self) -> float:
-        """The largest patch probability."""
-        return float(self.patch_map.max())
+        """The largest patch probability, of a tiled picture over all its tiles."""
+        return float((self.tiles.patch_maps if self.tiles else self.patch_map).max())
 
     @property
     def score(self) -> float:
-        """The image score, in [0, 2]: p_a(g_s) + the largest patch probability (strategy S5, the paper's)."""
+        """The image score, in [0, 2]: p_a(g_s) + the largest patch probability (strategy S5, the paper's).
+
+        With tiles it is ours, not the paper's: p_a(g_s) of the whole picture + the largest patch probability of all
+        tiles. More tiles are more chances of a large one, so a threshold serves pictures of one size and tiling."""
         return self.global_score + self.local_score
 
     @property
@@ -74,7 +80,10 @@ class Result:
 
     @cached_property
     def anomaly_map(self) -> np.ndarray:
-        """float32 (height, width) in [0, 1]: upsampled and smoothed as in the paper, at the picture's own size."""
+        """float32 (height, width) in [0, 1]: upsampled and smoothed as in the paper, at the picture's own size; of a
+        tiled picture the maps of its tiles, blended."""
+        if self.tiles:
+            return self.tiles.anomaly_map((self.height, self.width), self.sigma)
         return scoring.anomaly_map(self.patch_map, self.input_size, (self.height, self.width), self.sigma)
 
     def mask(self, threshold: float) -> np.ndarray:
@@ -83,6 +92,8 @@ class Result:
 
     def regions(self, threshold: float) -> list[Region]:
         """The connected regions of `mask(threshold)`, highest peak first."""
+        from scipy import ndimage
+
         labels, count = ndimage.label(self.mask(threshold), structure=np.ones((3, 3)))
         areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         peaks = ndimage.maximum(self.anomaly_map, labels, range(1, count + 1)) if count else []

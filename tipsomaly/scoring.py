@@ -37,32 +37,39 @@ def image_scores(object_score: float, spatial_score: float, local_score: float) 
 
 
 def anomaly_map(
-    patch_map: np.ndarray, input_size: tuple[int, int], size: tuple[int, int] | None = None, sigma: float = SIGMA
-) -> np.ndarray:
-    """Patch probabilities (h, w) -> anomaly map (H, W) float32 in [0, 1].
+    patch_map: np.ndarray | Tensor,
+    input_size: tuple[int, int],
+    size: tuple[int, int] | None = None,
+    sigma: float = SIGMA,
+) -> np.ndarray | Tensor:
+    """Patch probabilities (..., h, w) -> anomaly maps (..., H, W) float32 in [0, 1]: an array for an array, a tensor on
+    the same device for a tensor.
 
     As in the paper the map is upsampled bilinearly to the model's `input_size` and smoothed there by a Gaussian of
     `sigma` pixels; then it is resized bilinearly to `size`. Each step is linear and separable, so all of them together
     are one matrix for the rows and one for the columns.
     """
-    rows, columns = (_resampling(patch_map.shape[i], input_size[i], (size or input_size)[i], sigma) for i in (0, 1))
-    return np.clip(rows @ patch_map.astype(np.float32) @ columns.T, 0.0, 1.0)
+    if isinstance(patch_map, np.ndarray):
+        return anomaly_map(torch.from_numpy(patch_map), input_size, size, sigma).numpy()
+    axes = [(patch_map.shape[i], input_size[i], (size or input_size)[i], sigma) for i in (-2, -1)]
+    rows, columns = (_resampling(*axis, patch_map.device) for axis in axes)
+    return (rows @ patch_map.float() @ columns.T).clamp_(0.0, 1.0)
 
 
 @lru_cache(maxsize=64)
-def _resampling(patches: int, input_length: int, length: int, sigma: float) -> np.ndarray:
+def _resampling(patches: int, input_length: int, length: int, sigma: float, device: torch.device) -> Tensor:
     """(length, patches) float32: upsample to `input_length`, smooth with scipy's filter, resize to `length`."""
     from scipy.ndimage import gaussian_filter1d
 
-    matrix = bilinear(patches, input_length).numpy()
+    matrix = bilinear(patches, input_length)
     if sigma > 0:
-        matrix = gaussian_filter1d(matrix, sigma, axis=0)
+        matrix = torch.from_numpy(gaussian_filter1d(matrix.numpy(), sigma, axis=0))
     if length != input_length:
-        matrix = bilinear(input_length, length).numpy() @ matrix
-    return matrix.astype(np.float32)
+        matrix = F.interpolate(matrix.T[None], size=length, mode="linear", align_corners=False)[0].T
+    return matrix.float().contiguous().to(device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def bilinear(source: int, target: int) -> Tensor:
     """(target, source) float64 weights of torch's bilinear interpolation along one axis."""
     identity = torch.eye(source, dtype=torch.float64)[None]

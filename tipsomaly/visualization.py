@@ -4,7 +4,6 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import binary_erosion
 
 COLOURS = "inferno"
 """A perceptually uniform matplotlib colour map; 0 is its dark end and 1 its bright end, for every picture alike."""
@@ -28,6 +27,8 @@ def overlay(image: Image.Image, anomaly_map: np.ndarray, opacity: float = 0.75) 
 
 def contours(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = CONTOUR) -> Image.Image:
     """The outline of a boolean (H, W) mask drawn on the picture, about 1/200 of its side wide."""
+    from scipy.ndimage import binary_erosion
+
     width = max(1, round(max(mask.shape) / 200))
     pixels = np.array(image.convert("RGB"))
     pixels[mask & ~binary_erosion(mask, iterations=width, border_value=1)] = colour
