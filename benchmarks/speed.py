@@ -12,6 +12,7 @@ of TIPS B/14 and L/14 and random weights: their scores mean nothing.
 
 import argparse
 import datetime
+import io
 import platform
 import resource
 import tempfile
@@ -113,6 +114,12 @@ def baseline(pipe: Pipeline, sources: Sequence[Path | np.ndarray]) -> list[tuple
     return results
 
 
+def plain_map(patches: np.ndarray) -> np.ndarray:
+    """(37, 37) float32 -> (518, 518): upsampled, then blurred on the CPU."""
+    upsampled = F.interpolate(torch.from_numpy(patches)[None, None], size=(518, 518), mode="bilinear")
+    return gaussian_filter(upsampled[0, 0].numpy(), sigma=scoring.SIGMA)
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +180,28 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> Time:
     return Time(*(max(operations / t[i] for operations, t in times) for i in (0, 1)))
 
 
+def side_costs() -> str:
+    """CPU time of what is not the tower, for one picture."""
+
+    def milliseconds(function: Callable, *arguments: object) -> float:
+        return 1e3 * fastest([timed(function, *arguments) for _ in range(5)]).cpu
+
+    def decode(encoded: bytes) -> Tensor:
+        return to_pixels(load_image(encoded).image, (518, 518))
+
+    random, costs = np.random.default_rng(0), []
+    for width, height in ((512, 512), (1024, 1024), (4000, 3000)):
+        coarse = Image.fromarray(random.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        encoded = file.getvalue()
+        costs.append(f"JPEG of {width} x {height}, {len(encoded) / 1e3:.0f} KB: {milliseconds(decode, encoded):.1f}")
+    patches = random.random((37, 37), np.float32)
+    costs.append(f"map: {milliseconds(scoring.anomaly_map, patches, (518, 518)):.2f}")
+    costs.append(f"map by scipy's blur: {milliseconds(plain_map, patches):.1f}")
+    return f"CPU ms to and from 518 px: {', '.join(costs)}"
+
+
 def agreement(device: torch.device, dtype: torch.dtype) -> str:
     """nano in `dtype` against float32, on the example pictures and the four quarters of each."""
     pictures = []
@@ -211,6 +240,7 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, dtype:
                 for kind, sources in (("decoded", arrays), ("files", files), ("one", arrays[:1])):
                     rounds.setdefault((who, kind), []).append(timed(function, sources))
         batch = arrays[: options.batch_size]
+        pairs = list(zip(baseline(plain, batch), ours(pipe, batch, options.batch_size), strict=True))
         memory = {who: peak_memory(lambda f=function: f(batch), device) for who, function in sides.items()}
     best = {key: fastest(times) for key, times in rounds.items()}
     clock = 0 if device.type == "cuda" else 1
@@ -221,6 +251,9 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, dtype:
             f"{decoded.cpu / count:9.3f} CPU s a picture, one: {one.wall * 1e3:.0f} ms, {one.cpu * 1e3:.0f} CPU ms;"
             f" memory {memory[who]:.0f} MB"
         )
+    scores = max(abs(theirs[0] - our[0]) for theirs, our in pairs)
+    maps = max(float(np.abs(theirs[1] - our[1]).max()) for theirs, our in pairs)
+    print(f"  ours against the baseline, at most: scores {scores:.1e}, maps {maps:.1e}")
     base, own, one = best["baseline", "decoded"], best["ours", "decoded"], best["ours", "one"]
     if options.profile:
         profile(lambda: ours(pipe, arrays, options.batch_size), device)
@@ -279,6 +312,7 @@ def main() -> None:
     print(f"{machine(device)}; matrix products in {kind}: {limits}")
     low = torch.bfloat16 if dtype == torch.float32 else dtype
     print(f"nano in {str(low).removeprefix('torch.')} against float32: {agreement(device, low)}")
+    print(side_costs())
     rows = [measure(name, options, device, dtype, peak) for name in options.models]
     versions = f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}, pillow {PIL.__version__}"
     print(f"\n{machine(device)}, {datetime.date.today()}, Python {platform.python_version()}, {versions}")

@@ -397,8 +397,8 @@ class Pipeline:
             for global_prototypes, local_prototypes in pairs:
                 images = scoring.anomaly_probability(both, global_prototypes, temperature)
                 patches = scoring.anomaly_probability(tokens.patches, local_prototypes, temperature)
-                columns = (_to_cpu(images), _to_cpu(patches), spatial, patches)
-                for view, *scores, on_device in zip(views, *columns, strict=True):
+                on_cpu = (spatial, _to_cpu(images), _to_cpu(patches))
+                for view, on_device, *scores in zip(views, patches, *on_cpu, strict=True):
                     if maps and not view.picture.boxes:
                         size = (view.picture.height, view.picture.width)
                         made = scoring.anomaly_map(on_device, tuple(view.pixels.shape[1:]), size, self.sigma)
@@ -494,11 +494,11 @@ def _embed_sentences(
 class _Scores(NamedTuple):
     """Of one view under one pair of prototypes, on the CPU: there once the batch's event is."""
 
+    spatial_token: Tensor
+    """(D,), a unit vector."""
     image: Tensor
     """(2,): p_a of the object and of the spatial token."""
     patch_map: Tensor
-    spatial_token: Tensor
-    """(D,): g_s, a unit vector."""
     anomaly_map: Tensor | None = None
 
 
