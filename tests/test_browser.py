@@ -75,7 +75,7 @@ def test_detection_then_localization(page):
         slider.fill(str(threshold))
         slider.press("Enter")
         areas = [str(region.area) for region in result.regions(threshold)]
-        page.get_by_text(areas[0], exact=True).first.wait_for()
+        page.get_by_text(areas[0], exact=True).filter(visible=True).first.wait_for()
     page.get_by_role("button", name="Make files").click()
     with page.expect_download() as download:
         page.locator("a[download='map.npy']").first.click()
@@ -117,13 +117,13 @@ def test_batch_table(page, tmp_path):
     names = ["felt-1.jpg", "zipper-2.jpg"]
     page.get_by_role("tab", name="Batch").click()
     page.locator("#batch input[type=file]").set_input_files([PICTURE.parent / name for name in names] + [broken])
-    page.get_by_text("broken.png").wait_for()
+    page.locator("#batch").get_by_text("broken").first.wait_for()
     page.get_by_role("button", name="Score the batch").click()
     page.get_by_text("2 pictures scored").wait_for()
-    page.get_by_text("not a picture in a known format").first.wait_for()
+    page.get_by_text("not a picture in a known format").filter(visible=True).first.wait_for()
     results = Pipeline.from_pretrained()([PICTURE.parent / name for name in names])
     for result in results:
-        page.get_by_text(str(round(result.score, 4)), exact=True).first.wait_for()
+        page.get_by_text(str(round(result.score, 4)), exact=True).filter(visible=True).first.wait_for()
     with page.expect_download() as download:
         page.locator("a[download='scores.csv']").first.click()
     text = Path(download.value.path()).read_text(encoding="utf-8-sig")
