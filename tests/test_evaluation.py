@@ -187,7 +187,7 @@ def test_the_papers_numbers_stand_beside_whole_data_sets_only(pipe, samples):
         "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
     )
     mvtec = [replace(samples[0], class_name=name) for name in names.split()]
-    assert paper_results(mvtec, "meta").metrics == {"image_auroc": 0.934}
+    assert paper_results(mvtec, "meta").metrics["image_auroc"] == 0.934
     assert paper_results(mvtec[1:], "mvtec") is None
 
 
