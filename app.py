@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -188,7 +189,7 @@ class Demo:
         """What depends on the threshold and the scale, from the last run's maps: the model does not run again."""
         if inspection is None:
             return threshold, None, legend(), None, None, [], None
-        shown, result = inspection.shown, service.replace(inspection.result)
+        shown, result = inspection.shown, replace(inspection.result)
         low, high = (float(shown.anomaly_map.min()), float(shown.anomaly_map.max())) if rescaled else (0.0, 1.0)
         heatmap = visualization.heatmap((shown.anomaly_map - low) / max(high - low, 1e-6))
         regions = [[*region.box, region.area, round(region.peak, 3)] for region in result.regions(threshold)]

@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -103,8 +104,8 @@ def test_a_picture_that_cannot_be_used_is_one_safe_line(demo, tmp_path, function
 def test_a_calibrated_class_gets_a_verdict_and_a_tick_in_the_bar(demo):
     inspection = demo.space.inspect(PICTURE, *SETTINGS)
     for threshold, word in ((0.5, "anomalous"), (1.9, "normal")):
-        result = app.service.replace(inspection.result, image_threshold=threshold)
-        card = app.score_card(app.service.replace(inspection, result=result))
+        result = replace(inspection.result, image_threshold=threshold)
+        card = app.score_card(replace(inspection, result=result))
         assert f'class="{word}"' in card
         assert f"left:{threshold * 50:.2f}%" in card
 

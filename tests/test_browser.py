@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,11 @@ def test_batch_table(page, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     names = ["felt-1.jpg", "zipper-2.jpg"]
+    hostile = tmp_path / "hostile.zip"
+    with zipfile.ZipFile(hostile, "w") as archive:
+        archive.write(PICTURE.parent / names[1], "<img src=x onerror='window.harmed = true'>.jpg")
     page.get_by_role("tab", name="Batch").click()
-    page.locator("#batch input[type=file]").set_input_files([PICTURE.parent / name for name in names] + [broken])
+    page.locator("#batch input[type=file]").set_input_files([PICTURE.parent / names[0], hostile, broken])
     page.locator("#batch").get_by_text("broken").first.wait_for()
     page.get_by_role("button", name="Score the batch").click()
     page.get_by_text("2 pictures scored").wait_for()
@@ -128,6 +132,8 @@ def test_batch_table(page, tmp_path):
         page.locator("a[download='scores.csv']").first.click()
     text = Path(download.value.path()).read_text(encoding="utf-8-sig")
     assert text.splitlines()[0] == "picture,score,global,local,verdict,error"
+    assert "<img src=x" in text
+    assert not page.evaluate("window.harmed")  # names are text, never HTML
 
 
 def test_about_shows_the_method(page):
