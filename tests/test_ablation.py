@@ -72,7 +72,7 @@ def test_learned_prompts_are_needed(pipe, drawn):
 def test_the_command(golden, drawn, tmp_path):
     command = ["ablate", drawn, "--model", golden.folder, "--image-size", 56, "--class", "felt", "--output", tmp_path]
     command = [sys.executable, "-m", "tipsomaly.cli", *map(str, command)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["ablation.json", "ablation.md", "2a.png", "2c.png", "6.png", "7.png"]

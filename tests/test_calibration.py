@@ -109,7 +109,7 @@ def test_numbers_that_are_none_are_refused(pipe, images, tmp_path):
 def test_the_commands(golden, drawn, tmp_path):
     def run(*arguments):
         command = [sys.executable, "-m", "tipsomaly.cli", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     normals, options = drawn / "felt" / "test" / "good", ["--model", golden.folder, "--class-name", "felt"]
     done = run("calibrate", normals, *options, "--output", tmp_path)

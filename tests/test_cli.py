@@ -18,7 +18,7 @@ from tipsomaly.cli import _Stems
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tipsomaly.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
 @pytest.fixture

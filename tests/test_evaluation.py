@@ -216,7 +216,7 @@ def test_what_cannot_be_evaluated_is_named(pipe, samples, tmp_path):
 def test_the_command(golden, drawn, tmp_path, evaluation):
     command = [sys.executable, "-m", "tipsomaly.cli", "evaluate", drawn, "--model", golden.folder]
     options = ["--image-size", "84", "--worst", "1", "--output", tmp_path / "out", "--class", "felt"]
-    done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "out" / "results.md").read_text()
     content = json.loads((tmp_path / "out" / "results.json").read_text())

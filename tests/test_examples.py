@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 )
 def test_the_scripts_run(tmp_path, script, row):
     command = [sys.executable, EXAMPLES / f"{script}.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert row in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -24,14 +24,14 @@ def workplace(tmp_path):
 
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_examples_run(workplace, code):
-    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(workplace, command):
     arguments = [sys.executable, "-m", "tipsomaly.cli", *shlex.split(command)[1:]]
-    done = subprocess.run(arguments, cwd=workplace, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, cwd=workplace, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

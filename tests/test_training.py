@@ -198,7 +198,7 @@ def test_the_command_gives_the_same_file_again(golden, drawn, tmp_path):
         command = ["train", drawn, "--output", out, "--model", golden.folder, "--image-size", 56, "--epochs", 1]
         command += ["--tokens", 2, "--seed", 5, "--ensemble", "paper", "--objective", "both", "--class", "felt"]
         command = [sys.executable, "-m", "tipsomaly.cli", *map(str, command)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert "features of 7 pictures: 0 MB in memory" in done.stderr
         files.append(out.read_bytes())
