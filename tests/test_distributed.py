@@ -233,6 +233,7 @@ def test_sources_without_pictures_are_one_clear_line(tmp_path):
 @pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
 def test_results_know_what_is_done_and_with_which_settings(scorer, bucket, file_format):
     settings = {"mode": "decoupled", "sigma": 4.0}
+    Results("s3://bucket/results", file_format, {**settings, "mode": "learned"})  # and then there was nothing to score
     results = Results("s3://bucket/results", file_format, settings)
     assert results.names().to_pylist() == []
     scores = scorer(pictures(image=[str(EXAMPLES[0]), "none.png"]))
