@@ -46,7 +46,9 @@ def cluster():
     """Two nodes, each of processes of its own, on this machine."""
     from ray.cluster_utils import Cluster
 
-    os.environ[MARK] = "1"  # their processes inherit it
+    environment = pytest.MonkeyPatch()  # the processes inherit it
+    environment.setenv(MARK, "1")
+    environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
     small = {"object_store_memory": 100_000_000, "include_dashboard": False}
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **small})
     nodes.add_node(num_cpus=1, **small)
@@ -55,7 +57,7 @@ def cluster():
     yield nodes
     ray.shutdown()
     nodes.shutdown()
-    del os.environ[MARK]
+    environment.undo()
 
 
 @pytest.fixture
@@ -233,6 +235,7 @@ def test_sources_without_pictures_are_one_clear_line(tmp_path):
 @pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
 def test_results_know_what_is_done_and_with_which_settings(scorer, bucket, file_format):
     settings = {"mode": "decoupled", "sigma": 4.0}
+    Results("s3://bucket/results", file_format, {**settings, "mode": "learned"})  # and then there was nothing to score
     results = Results("s3://bucket/results", file_format, settings)
     assert results.names().to_pylist() == []
     scores = scorer(pictures(image=[str(EXAMPLES[0]), "none.png"]))

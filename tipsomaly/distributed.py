@@ -12,7 +12,7 @@ import os
 import posixpath
 import sys
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray.data.block import Block, BlockAccessor
 
 from tipsomaly.datasets import DatasetError
-from tipsomaly.hub import ModelError
+from tipsomaly.hub import BUNDLED, ModelError
 from tipsomaly.images import SUFFIXES, ImageError, printable
 from tipsomaly.pipeline import DTYPES, Pipeline
 from tipsomaly.prompts import clean_class_name
@@ -98,6 +98,8 @@ def detect(
     """
     _connect()
     on_gpu, actors = _place(device, actors)
+    if model not in BUNDLED and os.path.isdir(model):  # actors have another working directory
+        model = os.path.abspath(model)
     if on_gpu and dtype not in DTYPES:
         dtype = "bfloat16"
     # Loaded here, too, to say what is wrong with the model and the options before actors are started to say it.
@@ -145,11 +147,15 @@ def find(sources: Sequence[str | os.PathLike], done: pa.Array | None = None) -> 
         rows = pa.table({"image": names.filter(pc.invert(pc.is_in(names, done)))})
         blocks = [rows.slice(start, 100_000) for start in range(0, len(rows), 100_000)]
         return ray.data.from_arrow(blocks) if blocks else None
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
+    tables = sorted(set(tables))
+    with ThreadPoolExecutor(16) as pool:
+        for path, columns in zip(tables, pool.map(_picture_columns, tables), strict=True):
+            alike[posixpath.dirname(path), columns].append(path)
     datasets = []
-    for path in sorted(set(tables)):
-        system, inside = _open(path)
-        columns = _picture_columns(path, system, inside)
-        dataset = ray.data.read_parquet(inside, filesystem=system, columns=columns, partitioning=None)
+    for (folder, columns), paths in alike.items():
+        inside = [_open(path)[1] for path in paths]
+        dataset = ray.data.read_parquet(inside, filesystem=_open(folder)[0], columns=list(columns), partitioning=None)
         to_pictures = partial(_to_pictures, folder=os.getcwd(), done=done)
         datasets.append(dataset.map_batches(to_pictures, batch_format="pyarrow", batch_size=None))
     return datasets[0].union(*datasets[1:])
@@ -238,7 +244,7 @@ class Results(ray.data.Datasink[int]):
     """A folder with a file of `SCORES` for each block, Parquet or JSON lines, all made with the same settings."""
 
     def __init__(self, folder: str | os.PathLike, file_format: str, settings: dict[str, Any]) -> None:
-        """Makes the folder. ModelError if there are results of other settings in it."""
+        """Makes the folder. Raises ModelError if there are results of other settings in it."""
         if file_format not in ("parquet", "jsonl"):
             raise ModelError(f"unknown format {file_format!r}: choose parquet or jsonl")
         self.system, self.folder = _open(str(folder))
@@ -251,9 +257,8 @@ class Results(ray.data.Datasink[int]):
 
     def names(self) -> pa.Array:
         """The pictures that it has results of."""
-        files = [f.path for f in self.system.get_file_info(FileSelector(self.folder, allow_not_found=True))]
         parts = pa.dataset.dataset(
-            [path for path in files if posixpath.basename(path).startswith("part-")],
+            self._parts(),
             schema=pa.schema([SCORES.field("image")]),
             format={"jsonl": "json"}.get(self.format, self.format),
             filesystem=self.system,
@@ -282,13 +287,17 @@ class Results(ray.data.Datasink[int]):
         self.written = int(write_result.num_rows)
         self.failed = sum(write_result.write_returns)
 
+    def _parts(self) -> list[str]:
+        files = self.system.get_file_info(FileSelector(self.folder, allow_not_found=True))
+        return [f.path for f in files if f.base_name.startswith("part-")]
+
     def _claim(self, folder: str, settings: dict[str, Any]) -> None:
-        path = posixpath.join(self.folder, "_settings.json")  # readers of folders skip what begins with _ or .
-        if self.system.get_file_info(path).type is FileType.NotFound:
-            with self._whole("_settings.json") as file:
+        name = "_settings.json"  # readers of folders skip what begins with _ or .
+        if not self._parts():
+            with self._whole(name) as file:
                 file.write(json.dumps(settings, indent=2).encode() + b"\n")
             return
-        with self.system.open_input_stream(path) as file:
+        with self.system.open_input_stream(posixpath.join(self.folder, name)) as file:
             theirs = json.loads(file.read())
         for name in sorted(settings.keys() | theirs.keys()):
             ours, other = settings.get(name), theirs.get(name)
@@ -373,13 +382,14 @@ def _list(source: str) -> tuple[list[str], list[str]]:
     return pictures, parquet
 
 
-def _picture_columns(path: str, system: FileSystem, inside: str) -> list[str]:
+def _picture_columns(path: str) -> tuple[str, ...]:
     """Which columns of a Parquet file have pictures and their names; DatasetError if none have."""
+    system, inside = _open(path)
     try:
         names = pq.read_schema(inside, filesystem=system).names
     except pa.ArrowInvalid as error:
         raise DatasetError(f"{printable(path)}: not a Parquet file ({_brief(error)})") from None
-    columns = [name for name in names if name in ("bytes", "image", "path")]
+    columns = tuple(name for name in names if name in ("bytes", "image", "path"))
     if not columns:
         raise DatasetError(f"{printable(path)}: no column named bytes, image or path; it has {', '.join(names)}")
     return columns
