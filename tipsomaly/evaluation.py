@@ -42,6 +42,7 @@ _VISA = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 p
 
 
 PAPER_SOURCE = "https://www.wizwand.com/paper/6982d2baa8b01e76cc8e969f"
+PAPER_QUOTATION = "https://github.com/Parsagh05/backbone_eval"
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Paper:
     name: str
     metrics: Mapping[str, float]
     """Those that are known here, in [0, 1], from the listing of arXiv 2602.03594 at PAPER_SOURCE; those of MVTec AD but
-    for the image AUROC from a quotation of the paper in docs/provenance_note.md of github.com/Parsagh05/backbone_eval.
-    """
+    for the image AUROC from a quotation of the paper in docs/provenance_note.md of PAPER_QUOTATION. The AUPRO is
+    what the authors' code computes, our `aupro_200`."""
     layout: str | None = None
     """A layout that no other data of as many classes has; otherwise the names of the classes tell."""
     classes: int | frozenset[str] = 0
@@ -60,7 +61,7 @@ class Paper:
 
 _MVTEC_METRICS = {
     **{"image_auroc": 0.934, "image_ap": 0.961, "image_f1max": 0.929},
-    **{"pixel_auroc": 0.909, "pixel_f1max": 0.438, "aupro": 0.840},
+    **{"pixel_auroc": 0.909, "pixel_f1max": 0.438, "aupro_200": 0.840},
 }
 PAPER = (
     Paper("MVTec AD", _MVTEC_METRICS, classes=frozenset(_MVTEC.split())),
