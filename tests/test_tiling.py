@@ -8,6 +8,7 @@ from PIL import Image
 from tipsomaly import ModelError
 from tipsomaly.images import fitted_size
 from tipsomaly.tiling import Tiles, Tiling
+from tipsomaly.views import Viewer
 
 
 @pytest.fixture
@@ -95,15 +96,15 @@ def test_tiles_of_all_pictures_fill_the_batches_and_little_is_held(golden, tmp_p
         Image.effect_noise((200, 140), 50).save(paths[-1])
     pipe = golden.pipe.with_options(tile=60, image_size=56)  # 3 rows of 5 tiles, and the whole
     read, cut, encoded, held = [], [], [], []
-    original = {name: getattr(pipe, name) for name in ("_read", "_cut", "encode")}
+    original = {name: getattr(Viewer, name) for name in ("read", "cut")} | {"encode": pipe.encode}
 
     def encode(pixels):
         encoded.append(len(pixels))
         held.append(len(cut) - sum(encoded))
         return original["encode"](pixels)
 
-    monkeypatch.setattr(pipe, "_read", lambda path: read.append(path) or original["_read"](path))
-    monkeypatch.setattr(pipe, "_cut", lambda place: cut.append(place) or original["_cut"](place))
+    monkeypatch.setattr(Viewer, "read", lambda self, path: read.append(path) or original["read"](self, path))
+    monkeypatch.setattr(Viewer, "cut", lambda self, place: cut.append(place) or original["cut"](self, place))
     monkeypatch.setattr(pipe, "encode", encode)
     results = pipe.stream(paths, batch_size=5)
     first = next(results)

@@ -1,34 +1,31 @@
 """The one object that most people touch: pictures and a class name in, results out."""
 
 import hashlib
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from tipsomaly import scoring
 from tipsomaly.calibration import Calibration
 from tipsomaly.catalogue import BACKBONES, ModelError
 from tipsomaly.hub import find_prompts, released_prompts, resolve, upload, write_configs
-from tipsomaly.images import ImageError, ImageSource, fitted_size, load_image, to_pixels
+from tipsomaly.images import ImageError, ImageSource
 from tipsomaly.prompts import ENSEMBLES, LearnedPrompts, PromptEnsemble, clean_class_name, embed, ensemble, prototypes
 from tipsomaly.result import Result
 from tipsomaly.tiling import Tiles, Tiling
 from tipsomaly.tips import ImageTokens, Tips
 from tipsomaly.tokenizer import Tokenizer
+from tipsomaly.views import Picture, Scores, View, Viewer, ahead
 
 Mode = Literal["fixed", "learned", "decoupled"]
 MODES: tuple[Mode, ...] = ("fixed", "learned", "decoupled")
@@ -77,6 +74,7 @@ class Pipeline:
         self.sigma = sigma
         self.tiling = None if tile is None else Tiling(tile, overlap)
         self.keep_aspect = keep_aspect
+        self.viewer = Viewer(self.image_size, config.vision.patch_size, self.tiling, keep_aspect)
         if learned is None and mode != "fixed":
             raise ModelError(_no_prompts("this model", mode))
         if learned is not None and learned.normal.shape[1] != config.text.dim:
@@ -293,7 +291,7 @@ class Pipeline:
         if self.tiling or self.keep_aspect:
             raise ModelError("training and evaluation take whole pictures, squashed to the input size as in the paper")
         batch: list[Tensor] = []
-        for picture in _ahead(self._read, images, 2 * batch_size):
+        for picture in ahead(self.viewer.read, images, 2 * batch_size):
             if isinstance(picture, ImageError):
                 raise picture
             batch.append(picture.pixels)
@@ -368,11 +366,11 @@ class Pipeline:
 
     def _scored(
         self, images: Iterable[ImageSource], pairs: list[tuple[Tensor, Tensor]], batch_size: int, maps: bool = False
-    ) -> "Iterator[_View | ImageError]":
+    ) -> Iterator[View | ImageError]:
         """The views of all pictures in order, once they have their scores under each pair (G_f, G_l) of prototypes."""
         at_once = 2 if self.device.type == "cuda" else 1  # a GPU has its next batch before the last one is read
-        running: deque[tuple[list[_View | ImageError], torch.cuda.Event | None]] = deque()
-        views = self._views(images, batch_size)
+        running: deque[tuple[list[View | ImageError], torch.cuda.Event | None]] = deque()
+        views = self.viewer.views(images, batch_size)
         while batch := list(islice(views, batch_size)):
             running.append((batch, self._launch(batch, pairs, maps)))
             if len(running) == at_once:
@@ -382,11 +380,11 @@ class Pipeline:
 
     @torch.inference_mode()
     def _launch(
-        self, batch: "list[_View | ImageError]", pairs: list[tuple[Tensor, Tensor]], maps: bool
-    ) -> "torch.cuda.Event | None":
+        self, batch: list[View | ImageError], pairs: list[tuple[Tensor, Tensor]], maps: bool
+    ) -> torch.cuda.Event | None:
         """Start to score a batch. On a GPU nothing waits here: the scores are there when the returned event is."""
         temperature = self.tips.config.temperature
-        groups: dict[torch.Size, list[_View]] = {}
+        groups: dict[torch.Size, list[View]] = {}
         for view in batch:
             if not isinstance(view, ImageError):
                 groups.setdefault(view.pixels.shape, []).append(view)
@@ -403,10 +401,10 @@ class Pipeline:
                         size = (view.picture.height, view.picture.width)
                         made = scoring.anomaly_map(on_device, tuple(view.pixels.shape[1:]), size, self.sigma)
                         scores.append(_to_cpu(made))
-                    view.picture.scores.setdefault(view.index, []).append(_Scores(*scores))
+                    view.picture.scores.setdefault(view.index, []).append(Scores(*scores))
         return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
 
-    def _result(self, picture: "_Picture", pair: int, class_name: str, mode: Mode) -> Result:
+    def _result(self, picture: Picture, pair: int, class_name: str, mode: Mode) -> Result:
         """What the views' scores under one pair of prototypes say of the picture."""
         whole, *tiles = (picture.scores[index][pair] for index in range(1 + len(picture.boxes)))
         object_score, global_score = whole.image.tolist()
@@ -418,7 +416,7 @@ class Pipeline:
             patch_map=whole.patch_map.numpy().copy(),
             width=picture.width,
             height=picture.height,
-            input_size=self._input_size(picture.width, picture.height),
+            input_size=self.viewer.input_size(picture.width, picture.height),
             class_name=class_name,
             mode=mode,
             sigma=self.sigma,
@@ -433,44 +431,11 @@ class Pipeline:
             vars(result)["anomaly_map"] = whole.anomaly_map.numpy()
         return result
 
-    def _tiles(self, picture: "_Picture", scores: "list[_Scores]") -> Tiles:
+    def _tiles(self, picture: Picture, scores: list[Scores]) -> Tiles:
         rows = len(self.tiling.spans(picture.height))
         patch_maps = torch.stack([tile.patch_map for tile in scores]).unflatten(0, (rows, -1))
         left, top, right, bottom = picture.boxes[0]
-        return Tiles(patch_maps.numpy(), self.tiling, self._input_size(right - left, bottom - top))
-
-    def _input_size(self, width: int, height: int) -> tuple[int, int]:
-        """(height, width) in pixels that a picture, or a tile, of this size is resized to."""
-        if not self.keep_aspect:
-            return self.image_size
-        return fitted_size(width, height, self.image_size, self.tips.config.vision.patch_size)
-
-    def _read(self, source: ImageSource) -> "_Picture":
-        loaded = load_image(source)
-        width, height = loaded.image.size
-        boxes = self.tiling.boxes(width, height) if self.tiling else []
-        if len(boxes) < 2:
-            boxes, image = [], None
-        else:
-            image = loaded.image
-        pixels = to_pixels(loaded.image, self._input_size(width, height))
-        return _Picture(pixels, width, height, loaded.note, source, image, boxes)
-
-    def _views(self, images: Iterable[ImageSource], batch_size: int) -> "Iterator[_View | ImageError]":
-        """Each picture at the input size, then its tiles, in order. Of pictures to be tiled, which are held until their
-        last tile is cut, only one more is decoded ahead."""
-        pictures = _ahead(self._read, images, 2 if self.tiling else 2 * batch_size)
-        places = ((p, i) for p in pictures for i in range(1 if isinstance(p, ImageError) else 1 + len(p.boxes)))
-        return _ahead(self._cut, places, 2 * batch_size) if self.tiling else map(self._cut, places)
-
-    def _cut(self, place: "tuple[_Picture | ImageError, int]") -> "_View | ImageError":
-        picture, index = place
-        if isinstance(picture, ImageError):
-            return picture
-        if index == 0:
-            return _View(picture, 0, picture.pixels)
-        left, top, right, bottom = box = picture.boxes[index - 1]
-        return _View(picture, index, to_pixels(picture.image.crop(box), self._input_size(right - left, bottom - top)))
+        return Tiles(patch_maps.numpy(), self.tiling, self.viewer.input_size(right - left, bottom - top))
 
 
 @torch.inference_mode()
@@ -491,72 +456,10 @@ def _embed_sentences(
     return embedded[: len(normal)], embedded[len(normal) :]
 
 
-class _Scores(NamedTuple):
-    """Of one view under one pair of prototypes, on the CPU: there once the batch's event is."""
-
-    spatial_token: Tensor
-    """(D,), a unit vector."""
-    image: Tensor
-    """(2,): p_a of the object and of the spatial token."""
-    patch_map: Tensor
-    anomaly_map: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Picture:
-    """A decoded picture at the model's input size, what its result must remember, and the scores so far."""
-
-    pixels: Tensor
-    width: int
-    height: int
-    note: str | None
-    source: ImageSource
-    image: Image.Image | None
-    """At its own size, if there are tiles to be cut."""
-    boxes: list[tuple[int, int, int, int]]
-    scores: dict[int, list[_Scores]] = field(default_factory=dict)
-    """By the index of the view."""
-
-
-class _View(NamedTuple):
-    """What the model sees at once: a whole picture (index 0) or a tile of it (1, 2, ...)."""
-
-    picture: _Picture
-    index: int
-    pixels: Tensor
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == len(self.picture.boxes)
-
-
-def _landed(batch: list[_View | ImageError], done: "torch.cuda.Event | None") -> Iterator[_View | ImageError]:
+def _landed(batch: list[View | ImageError], done: torch.cuda.Event | None) -> Iterator[View | ImageError]:
     if done:
         done.synchronize()
     yield from batch
-
-
-def _ahead(function: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Any]:
-    """`map(function, items)`, at most `count` items ahead in threads; an ImageError takes the place of its result."""
-
-    def outcome(future: Future) -> Any:
-        error = future.exception()
-        if error is None or isinstance(error, ImageError):
-            return error or future.result()
-        raise error
-
-    with ThreadPoolExecutor(min(16, count, os.cpu_count() or 1), thread_name_prefix="decode") as pool:
-        pending: deque[Future] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= count:
-                    yield outcome(pending.popleft())
-            while pending:
-                yield outcome(pending.popleft())
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 def _to_device(pixels: Tensor, device: torch.device) -> Tensor:
