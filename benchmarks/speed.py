@@ -215,7 +215,7 @@ def agreement(device: torch.device, dtype: torch.dtype) -> str:
     return f"rank correlation of {len(pictures)} image scores {correlation:.5f}, mean map difference {apart:.5f}"
 
 
-def measure(name: str, options: argparse.Namespace, device: torch.device, dtype: torch.dtype, peak: Time) -> str:
+def measure(name: str, options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> str:
     """Measure one model and return its row of the table."""
     plain = make_pipe(name, options.depth, device, torch.float32)
     pipe = plain if dtype == torch.float32 else make_pipe(name, options.depth, device, dtype)
@@ -230,6 +230,7 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, dtype:
         "ours": lambda sources: ours(pipe, sources, options.batch_size),
     }
     rounds: dict[tuple[str, str], list[Time]] = {}
+    peaks = [ceiling(device, dtype)]
     with tempfile.TemporaryDirectory() as folder:
         files = [sample.image for sample in write_pictures(Path(folder), count)]
         arrays = [np.asarray(Image.open(file).resize((side, side), Image.Resampling.BILINEAR)) for file in files]
@@ -239,11 +240,13 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, dtype:
             for who, function in sides.items():
                 for kind, sources in (("decoded", arrays), ("files", files), ("one", arrays[:1])):
                     rounds.setdefault((who, kind), []).append(timed(function, sources))
+            peaks.append(ceiling(device, dtype))
         batch = arrays[: options.batch_size]
         pairs = list(zip(baseline(plain, batch), ours(pipe, batch, options.batch_size), strict=True))
         memory = {who: peak_memory(lambda f=function: f(batch), device) for who, function in sides.items()}
     best = {key: fastest(times) for key, times in rounds.items()}
     clock = 0 if device.type == "cuda" else 1
+    peak = max(p[clock] for p in peaks)
     for who in sides:
         decoded, from_files, one = (best[who, kind] for kind in ("decoded", "files", "one"))
         print(
@@ -262,7 +265,7 @@ def measure(name: str, options: argparse.Namespace, device: torch.device, dtype:
         f"{count / base[clock]:.3g}",
         f"{count / own[clock]:.3g}",
         f"{base[clock] / own[clock]:.2f}",
-        f"{cost * count / own[clock] / peak[clock]:.0%}",
+        f"{cost * count / own[clock] / peak:.0%} of {peak / 1e9:.0f} GFLOP",
         f"{own.wall / best['ours', 'files'].wall:.0%}",
         f"{best['baseline', 'one'][clock] * 1e3:.0f} / {one[clock] * 1e3:.0f}",
         f"{memory['baseline']:.0f} / {memory['ours']:.0f}",
@@ -307,31 +310,24 @@ def main() -> None:
     options.batch_size = options.batch_size or (32 if device.type == "cuda" else 8)
 
     kind = str(dtype).removeprefix("torch.")
-    peak = ceiling(device, dtype)
-    limits = f"{peak.wall / 1e9:.0f} GFLOP/s, {peak.cpu / 1e9:.0f} GFLOP a CPU second"
-    print(f"{machine(device)}; matrix products in {kind}: {limits}")
+    print(machine(device))
     low = torch.bfloat16 if dtype == torch.float32 else dtype
     print(f"nano in {str(low).removeprefix('torch.')} against float32: {agreement(device, low)}")
     print(side_costs())
-    rows = [measure(name, options, device, dtype, peak) for name in options.models]
+    rows = [measure(name, options, device, dtype) for name in options.models]
     versions = f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}, pillow {PIL.__version__}"
     print(f"\n{machine(device)}, {datetime.date.today()}, Python {platform.python_version()}, {versions}")
-    print(f"{kind}, batches of {options.batch_size}; ceiling {limits}\n")
-    second = "s" if device.type == "cuda" else "CPU s"
-    header = [
-        "model",
-        f"baseline, pictures per {second}",
-        f"ours, pictures per {second}",
-        "ratio",
-        "share of the ceiling",
-    ]
-    header += ["from files", f"one picture, {second.replace('s', 'ms')}", "memory, MB"]
+    print(f"{kind}, batches of {options.batch_size}\n")
+    second, millisecond = ("s", "ms") if device.type == "cuda" else ("CPU s", "CPU ms")
+    header = ["model", f"baseline, pictures per {second}", f"ours, pictures per {second}", "ratio"]
+    header += [f"of the ceiling a {second}", "from files", f"one picture, {millisecond}", "memory, MB"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     print("\n".join(rows))
     print(
-        "\nfrom files: pictures/s when they are decoded from JPEG, against decoded before; memory: of a batch, without"
+        "\nfrom files: pictures a second decoded from JPEG, against decoded before; one picture and memory: the baseline"
     )
-    print(f"weights. Peak of the whole process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    print("and ours; memory: of a batch, on top of weights and what was kept from before.", end=" ")
+    print(f"Peak of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":
