@@ -323,10 +323,8 @@ def main() -> None:
     header += [f"of the ceiling a {second}", "from files", f"one picture, {millisecond}", "memory, MB"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     print("\n".join(rows))
-    print(
-        "\nfrom files: pictures a second decoded from JPEG, against decoded before; one picture and memory: the baseline"
-    )
-    print("and ours; memory: of a batch, on top of weights and what was kept from before.", end=" ")
+    print("\nfrom files: pictures a second decoded from JPEG, against decoded before; x / y: baseline / ours;")
+    print("memory: of a batch, on top of weights and of what was kept from before.", end=" ")
     print(f"Peak of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
