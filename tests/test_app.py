@@ -1,6 +1,8 @@
 """The page's functions, and its endpoints as clients call them."""
 
 import json
+import re
+import subprocess
 import sys
 import time
 import urllib.error
@@ -197,6 +199,16 @@ def test_plain_http(url, result):
     assert "event: complete" in answer
     data = json.loads(answer.split("data: ", 1)[1].splitlines()[0])
     assert data[0]["score"] == pytest.approx(result.score)
+
+
+@pytest.mark.parametrize(("language", "program"), [("python", [sys.executable, "-c"]), ("sh", ["bash", "-c"])])
+def test_the_readmes_clients(url, language, program, result):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = (c for c in re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL) if "/detect" in c)
+    code = code.replace("http://127.0.0.1:7860", url.rstrip("/"))
+    done = subprocess.run([*program, code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"{result.score:.10f}"[:10] in done.stdout
 
 
 def test_health(url):

@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "gradio_client" not in code]
 COMMANDS = re.findall(r"^tipsomaly .*$", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)), re.MULTILINE)
 
 
