@@ -1,4 +1,4 @@
-"""Many clients at once on the Space: `python -m benchmarks.load [--requests 200] [--clients 50]`.
+"""Many clients at once on the Space: `python benchmarks/load.py [--requests 200] [--clients 50]`.
 
 Starts the app with nano on loopback, sends the same number of uploads to /detect, and prints how many were answered,
 how long they took, and the server's memory after each quarter.
