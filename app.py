@@ -1,4 +1,4 @@
-"""The Space: zero-shot anomaly detection in a browser and as a service. This is the page; tipsomaly/space.py works."""
+"""The Space: zero-shot anomaly detection in a browser and as a service. What it does is in tipsomaly/space.py."""
 
 import argparse
 import os
@@ -465,7 +465,7 @@ def launch(space: Space, host: str = "127.0.0.1", port: int | None = None, block
 
 def main(arguments: list[str] | None = None) -> None:
     environment = os.environ.get
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Serve zero-shot anomaly detection in a browser and as a service.")
     parser.add_argument(
         "--model",
         nargs="+",
@@ -479,15 +479,12 @@ def main(arguments: list[str] | None = None) -> None:
         help="files of `tipsomaly calibrate`, for verdicts; or TIPSOMALY_CALIBRATION",
     )
     parser.add_argument("--host", default=environment("GRADIO_SERVER_NAME", "127.0.0.1"), help="[%(default)s]")
-    parser.add_argument(
-        "--port", type=int, default=int(environment("GRADIO_SERVER_PORT", "7860")), help="[%(default)s]"
-    )
+    parser.add_argument("--port", type=int, default=environment("GRADIO_SERVER_PORT", "7860"), help="[%(default)s]")
     args = parser.parse_args(arguments)
     try:
-        space = Space(args.model, args.calibration)
-    except ModelError as error:
+        launch(Space(args.model, args.calibration), args.host, args.port)
+    except (ModelError, OSError) as error:  # OSError: the port is taken
         parser.error(str(error))
-    launch(space, args.host, args.port)
 
 
 if __name__ == "__main__":

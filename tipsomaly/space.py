@@ -83,6 +83,7 @@ class Space:
     def __init__(self, models: Sequence[str] = ("nano",), calibrations: Sequence[str | Path] = ()) -> None:
         """`models` are names as for `Pipeline.from_pretrained`, the default first; with each goes every prompt set that
         it has. `calibrations` are files of `tipsomaly calibrate`, used wherever they fit. Raises ModelError."""
+        gpu = _zero_gpu()  # before anything is put on a GPU
         self._pipelines: dict[tuple[str, str], Pipeline] = {}
         self._calibrated: dict[tuple[str, str, str], Pipeline] = {}
         for name in models:
@@ -92,7 +93,6 @@ class Space:
         for calibration in map(Calibration.load, calibrations):
             if not self._calibrate(calibration):
                 raise ModelError(f"no model on offer fits the calibration of {calibration.class_name!r}")
-        gpu = _zero_gpu()
         self._score, self._compare, self._stream = gpu(self._score), gpu(self._compare), gpu(self._stream)
 
     @property
