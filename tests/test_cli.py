@@ -126,7 +126,13 @@ def test_an_interrupt_keeps_what_was_finished(golden, tmp_path):
         os.link(pictures / "0.png", pictures / f"{i}.png")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "tipsomaly.cli", "detect", pictures, "--model", golden.folder, "--output", out]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a script runs with "&"
+    )
     results = out / "results.jsonl"
     deadline = time.time() + 60
     while time.time() < deadline and not (results.exists() and results.stat().st_size > 2000):
