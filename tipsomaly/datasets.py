@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from tipsomaly.images import FORMATS, MAX_PIXELS, SUFFIXES, printable
+from tipsomaly.images import FORMATS, MAX_PIXELS, SUFFIXES, brief, printable
 from tipsomaly.prompts import clean_class_name
 
 NORMAL = frozenset(("good", "ok"))
@@ -160,7 +160,7 @@ def _read_meta(root: Path, split: str) -> Iterator[Sample]:
         entries = [(name, dict(item)) for name, items in splits.get(split, {}).items() for item in items]
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         form = '{"test": {CLASS: [{"img_path": ...}, ...]}}'
-        raise DatasetError(f"{printable(path)}: not of the form {form} ({_brief(error)})") from None
+        raise DatasetError(f"{printable(path)}: not of the form {form} ({brief(error)})") from None
     for name, item in entries:
         image, mask, class_name = item.get("img_path"), item.get("mask_path"), item.get("cls_name", name)
         yield _listed(root, path, image, mask, class_name, str(item.get("specie_name") or ""), item.get("anomaly"))
@@ -290,7 +290,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
             for row in reader:
                 yield {column: (row[column] or "").strip() for column in columns}
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DatasetError(f"{printable(path)}: not a CSV file ({_brief(error)})") from None
+        raise DatasetError(f"{printable(path)}: not a CSV file ({brief(error)})") from None
 
 
 def _wrapped(folder: Path) -> Iterator[Path]:
@@ -385,15 +385,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except DatasetError:
         raise
     except Exception as error:
-        raise DatasetError(f"{printable(path)}: cannot be read as a picture ({_brief(error)})") from None
+        raise DatasetError(f"{printable(path)}: cannot be read as a picture ({brief(error)})") from None
 
 
 def _name(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))  # "." has a name, too
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _pairs(class_name: str, defect: str, hints: tuple[str, ...] = (), **pairs: tuple[tuple[str, str], ...]) -> Layout:

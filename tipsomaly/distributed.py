@@ -32,7 +32,7 @@ from ray.data.block import Block, BlockAccessor
 
 from tipsomaly.datasets import DatasetError
 from tipsomaly.hub import BUNDLED, ModelError
-from tipsomaly.images import SUFFIXES, ImageError, printable
+from tipsomaly.images import SUFFIXES, ImageError, brief, printable
 from tipsomaly.pipeline import DTYPES, Pipeline
 from tipsomaly.prompts import clean_class_name
 from tipsomaly.result import Result
@@ -326,7 +326,7 @@ def _connect() -> None:
             cpus = (os.cpu_count() or 1) + 1
             ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
     except Exception as error:  # Ray raises plain ones
-        raise OSError(f"Ray cannot be used: {_brief(error)}") from error
+        raise OSError(f"Ray cannot be used: {brief(error)}") from error
 
 
 def _place(device: str, actors: int | None) -> tuple[bool, int]:
@@ -360,7 +360,7 @@ def _remote(root: str) -> tuple[FileSystem, str]:
     try:
         return FileSystem.from_uri(root)
     except (pa.ArrowException, ValueError) as error:
-        raise OSError(f"{printable(root)}: {_brief(error)}") from None
+        raise OSError(f"{printable(root)}: {brief(error)}") from None
 
 
 def _list(source: str) -> tuple[list[str], list[str]]:
@@ -388,7 +388,7 @@ def _picture_columns(path: str) -> tuple[str, ...]:
     try:
         names = pq.read_schema(inside, filesystem=system).names
     except pa.ArrowInvalid as error:
-        raise DatasetError(f"{printable(path)}: not a Parquet file ({_brief(error)})") from None
+        raise DatasetError(f"{printable(path)}: not a Parquet file ({brief(error)})") from None
     columns = tuple(name for name in names if name in ("bytes", "image", "path"))
     if not columns:
         raise DatasetError(f"{printable(path)}: no column named bytes, image or path; it has {', '.join(names)}")
@@ -433,7 +433,7 @@ def _read(name: str | None, content: pa.Scalar | None) -> str | bytes:
     except FileNotFoundError:
         raise ImageError(f"{printable(name)}: no such file") from None
     except (OSError, pa.ArrowException) as error:
-        raise ImageError(f"{printable(name)}: cannot be read ({_brief(error)})") from None
+        raise ImageError(f"{printable(name)}: cannot be read ({brief(error)})") from None
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -447,7 +447,3 @@ def _short(value: object) -> object:
 def _cause(error: BaseException) -> str:
     """In a line, what went wrong in another process, whose traceback ends the message."""
     return str(error).strip().splitlines()[-1]
-
-
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

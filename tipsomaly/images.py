@@ -82,7 +82,7 @@ def _open_file(path: Path) -> LoadedImage:
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{name}: cannot be read ({_brief(error)})") from None
+        raise ImageError(f"{name}: cannot be read ({brief(error)})") from None
 
 
 def _decode(file: Any, name: str) -> LoadedImage:
@@ -103,7 +103,7 @@ def _explained(name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels") from None
     except Exception as error:
-        raise ImageError(f"{name}: damaged or truncated ({_brief(error)})") from None
+        raise ImageError(f"{name}: damaged or truncated ({brief(error)})") from None
 
 
 def _to_rgb(image: Image.Image, name: str) -> LoadedImage:
@@ -165,5 +165,6 @@ def printable(path: str | Path) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
+    """A library's message on one line, for one of ours."""
     return " ".join(str(error).split())[:120] or type(error).__name__
