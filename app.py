@@ -272,7 +272,7 @@ def paper_numbers() -> str:
     """What is known of the paper's table for the two sets that prompts were trained on, decoupled prompts and S5."""
     columns = {
         **{"image_auroc": "image AUROC", "image_ap": "AP", "image_f1max": "F1-max"},
-        **{"pixel_auroc": "pixel AUROC", "aupro_200": "AUPRO, 200 thresholds", "pixel_f1max": "F1-max"},
+        **{"pixel_auroc": "pixel AUROC", "aupro_200": "AUPRO-200", "pixel_f1max": "F1-max"},
     }
     known = (p for p in PAPER if p.name in ("MVTec AD", "VisA"))
     rows = [[p.name, *(p.metrics.get(metric, "") for metric in columns)] for p in known]
