@@ -15,7 +15,9 @@ import math
 import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -199,6 +201,24 @@ def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) ->
 WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05, "probe": 1.0}
 
 
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in parts of whole groups."""
+    images, masks, kind = (tensor.chunk(parts) for tensor in (batch.images, batch.masks, batch.kind))
+    n = len(batch.family) // parts
+    families = [batch.family[i * n : (i + 1) * n] for i in range(parts)]
+    return [Batch(*part) for part in zip(images, masks, families, kind, strict=True)]
+
+
+def gradients(
+    model: Tips, tokenizer: Tokenizer, parameters: list[nn.Parameter], batch: Batch, words: Sentences
+) -> tuple[dict[str, float], tuple[Tensor, ...]]:
+    """The losses, and the gradients of their weighted sum."""
+    parts = losses(model, tokenizer, batch, words)
+    total = sum(WEIGHTS[name] * value for name, value in parts.items())
+    slopes = torch.autograd.grad(total, parameters)
+    return {name: value.item() for name, value in parts.items()}, slopes
+
+
 def train(
     out: Path, dim: int, steps: int, seed: int, device: str, workers: int, minutes: float, start: Path | None
 ) -> None:
@@ -215,11 +235,16 @@ def train(
     model = model.to(device)
     average = deepcopy(model).requires_grad_(False)
     matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("blocks" in n)}
-    rest = {n: p for n, p in model.named_parameters() if n not in matrices and "mask_token" not in n}
+    trained = {n: p for n, p in model.named_parameters() if "mask_token" not in n}
+    rest = {n: p for n, p in trained.items() if n not in matrices}
     muon = Muon(matrices)
     adam = torch.optim.AdamW(rest.values(), lr=PEAK_ADAM, betas=(0.9, 0.98), weight_decay=0.0)
     step = load_state(out, model, average, muon, adam) if (out / "state.json").exists() else 0
-    words = Sentences(random.Random())
+    # A CPU is faster at the halves of a batch, each in a thread of its own, than with two threads at every operator.
+    parts = 2 if device == "cpu" else 1
+    threads = ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
+    words = [Sentences(random.Random()) for _ in range(parts)]
+    slopes = partial(gradients, model, tokenizer, list(trained.values()))
     loader = DataLoader(
         Batches(seed, steps, step, device if workers == 0 else "cpu"),
         batch_size=None,
@@ -231,12 +256,11 @@ def train(
     for batch in loader:
         warm = min(1.0, (step + 1) / 100)
         lr = warm * min(1.0, (steps - step) / (steps * DECAY))
-        words.rng.seed(seed * 7_368_787 + step)
-        parts = losses(model, tokenizer, batch, words)
-        adam.zero_grad()
-        for p in matrices.values():
-            p.grad = None
-        sum(WEIGHTS[name] * value for name, value in parts.items()).backward()
+        for i in range(parts):
+            words[i].rng.seed((seed * 7_368_787 + step) * parts + i)
+        values, shares = zip(*threads.map(slopes, split(batch, parts), words), strict=True)
+        for p, *share in zip(trained.values(), *shares, strict=True):
+            p.grad = sum(share) / parts
         nn.utils.clip_grad_norm_(rest.values(), 1.0)
         muon.step(PEAK_MUON * lr, WEIGHT_DECAY)
         adam.param_groups[0]["lr"] = PEAK_ADAM * lr
@@ -246,8 +270,8 @@ def train(
             keep = min(AVERAGING, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
         seen += len(batch.images)
-        for name, value in parts.items():
-            shown[name] = shown.get(name, 0.0) + value.item()
+        for name in WEIGHTS:
+            shown[name] = shown.get(name, 0.0) + sum(value[name] for value in values) / parts
         if step % 50 == 0 or step == steps:
             rate = seen / (time.time() - started)
             line = " ".join(f"{name} {value / (step % 50 or 50):.4f}" for name, value in shown.items())
