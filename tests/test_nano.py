@@ -114,21 +114,38 @@ def test_batches_depend_on_their_number_alone():
     assert not set(one.family) & set(HELD_OUT)
 
 
-def test_training_resumes_where_it_stopped(tmp_path, monkeypatch):
-    """Three steps, then three more, end like six at once."""
+def test_validation_sees_what_nano_can(nano, monkeypatch):
+    monkeypatch.setattr(train, "VALIDATION_PICTURES", 16)
+    drawn = train.draw_validation()
+    assert sorted(batch.family[0] for batch in drawn) == sorted(HELD_OUT)
+    model = train.build(nano.tokenizer, 128)
+    untrained = train.validate(model, nano.tokenizer, drawn)
+    model.load_state_dict(nano.tips.state_dict(), strict=False)
+    trained = train.validate(model, nano.tokenizer, drawn)
+    assert trained[0] > 0.75 > untrained[0] + 0.1
+    assert trained[1] > untrained[1] + 0.05
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
     monkeypatch.setattr(train, "BATCH", {56: 16})
     monkeypatch.setattr(train, "EARLY", (1,))
     monkeypatch.setattr(train, "LATE", (1,))
+    monkeypatch.setattr(train, "VALIDATE_EVERY", 5)
+    monkeypatch.setattr(train, "VALIDATION_SIZE", 56)
+
+
+def test_training_resumes_where_it_stopped(tmp_path, small_batches, capsys):
+    """Three steps, then three more, end like six at once."""
     options = {"dim": 64, "seed": 1, "device": "cpu", "workers": 0, "start": None}
     train.train(tmp_path / "whole", steps=6, minutes=0, **options)
-    monkeypatch.setattr(train.time, "time", iter(range(0, 10**6, 40)).__next__)  # every look at the clock costs 40 s
-    train.train(tmp_path / "parts", steps=6, minutes=1, **options)
+    [validation] = [line for line in capsys.readouterr().out.splitlines() if "validation" in line]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.time, "time", iter(range(0, 10**6, 40)).__next__)  # every look at the clock costs 40 s
+        train.train(tmp_path / "parts", steps=6, minutes=1, **options)
     assert json.loads((tmp_path / "parts" / "state.json").read_text())["step"] < 6
-    monkeypatch.undo()
-    monkeypatch.setattr(train, "BATCH", {56: 16})
-    monkeypatch.setattr(train, "EARLY", (1,))
-    monkeypatch.setattr(train, "LATE", (1,))
     train.train(tmp_path / "parts", steps=6, minutes=0, **options)
+    assert validation in capsys.readouterr().out
     whole, parts = (train.load_file(tmp_path / name / "average.safetensors") for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-4)

@@ -1,7 +1,8 @@
 """Train nano from scratch on drawn pictures: `python hub/nano/train.py OUT`.
 
 Seeded and resumable: run the same command again and it goes on from the newest state in OUT. A batch depends on the
-seed and its number alone. Half of every batch is the same surfaces without the defect.
+seed and its number alone. Half of every batch is the same surfaces without the defect. Every 500 steps the averaged
+weights are validated on families that are kept out of training, with the paper's scores and fixed prompts.
 
 The losses, all between tokens and sentence embeddings, so that the towers learn nothing that the paper's scores do not
 use: patch tokens against a (normal, abnormal) pair of prototypes (cross-entropy + dice), the largest patch logit as the
@@ -23,11 +24,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
+from render import FIRST_SEED
 from safetensors.torch import load_file, save_file
+from surfaces import HELD_OUT, SURFACES
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from words import Sentences, train_tokenizer
 
+from tipsomaly.metrics import image_metrics
+from tipsomaly.prompts import ENSEMBLES, prototypes
+from tipsomaly.scoring import anomaly_probability
 from tipsomaly.tips import TextConfig, Tips, TipsConfig, VisionConfig
 from tipsomaly.tokenizer import Tokenizer
 
@@ -36,6 +42,7 @@ IMAGE_SIZE, GROUPS = 224, 8
 BATCH = {112: 64, 168: 32, 224: 16}
 EARLY, LATE = (0.7, 0.15, 0.15), (0.3, 0.2, 0.5)
 DECAY = 0.25  # the learning rate falls to zero over the last quarter; larger pictures are drawn more often there
+VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 500, 168, 32  # steps, side in pixels, of each family
 PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 3e-3, 2e-3, 0.01, 0.999
 
 
@@ -201,6 +208,31 @@ def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) ->
 WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05, "probe": 1.0}
 
 
+def draw_validation() -> list[Batch]:
+    """Pictures of the families kept out of training, one family a batch; measure.py draws other ones."""
+    seeds = range(FIRST_SEED + 3000, FIRST_SEED + 3000 + len(HELD_OUT))
+    drawn = zip(seeds, HELD_OUT, strict=True)
+    return [draw_batch(seed, VALIDATION_PICTURES, VALIDATION_SIZE, [name], groups=2) for seed, name in drawn]
+
+
+@torch.no_grad()
+def validate(model: Tips, tokenizer: Tokenizer, batches: list[Batch]) -> tuple[float, float]:
+    """AUROC of patches and of pictures (strategy S5), with fixed prompts: means over the families."""
+    device, temperature = model.log_temperature.device, model.log_temperature.exp().item()
+    found = []
+    for batch in batches:
+        surface = SURFACES[batch.family[0]]
+        tokens = model.vision_encoder(batch.images.to(device))
+        pair = prototypes(model.text_encoder, tokenizer, ENSEMBLES[surface.domain].sentences(surface.nouns[0]))
+        patches = anomaly_probability(tokens.patches, pair, temperature).cpu()
+        images = anomaly_probability(tokens.spatial, pair, temperature).cpu() + patches.flatten(1).amax(1)
+        target, counts = (x.bool() for x in patch_targets(batch.masks))
+        levels = ((patches[counts], target[counts]), (images, batch.kind >= 0))
+        found.append([image_metrics(scores.numpy(), labels.numpy())["image_auroc"] for scores, labels in levels])
+    patch_level, image_level = zip(*found, strict=True)
+    return sum(patch_level) / len(batches), sum(image_level) / len(batches)
+
+
 def split(batch: Batch, parts: int) -> list[Batch]:
     """The batch in parts of whole groups."""
     images, masks, kind = (tensor.chunk(parts) for tensor in (batch.images, batch.masks, batch.kind))
@@ -245,6 +277,7 @@ def train(
     threads = ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
     words = [Sentences(random.Random()) for _ in range(parts)]
     slopes = partial(gradients, model, tokenizer, list(trained.values()))
+    validation = draw_validation()
     loader = DataLoader(
         Batches(seed, steps, step, device if workers == 0 else "cpu"),
         batch_size=None,
@@ -278,6 +311,12 @@ def train(
             temperature = model.log_temperature.exp().item()
             print(f"step {step}/{steps} {line} T {temperature:.4f} {rate:.0f} pictures/s", flush=True)
             shown = {}
+        if step % VALIDATE_EVERY == 0:
+            patch_level, image_level = validate(average, tokenizer, validation)
+            print(
+                f"step {step}/{steps} validation patch AUROC {patch_level:.3f} image AUROC {image_level:.3f}",
+                flush=True,
+            )
         over = minutes and time.time() - started > minutes * 60
         if time.time() - saved > 300 or step == steps or over:
             save_state(out, step, model, average, muon, adam)
