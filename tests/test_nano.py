@@ -146,6 +146,9 @@ def test_training_resumes_where_it_stopped(tmp_path, small_batches, capsys):
     assert json.loads((tmp_path / "parts" / "state.json").read_text())["step"] < 6
     train.train(tmp_path / "parts", steps=6, minutes=0, **options)
     assert validation in capsys.readouterr().out
+    (tmp_path / "parts" / "state.json").write_text('{"step": 5}')  # as if cut off between the files and it
+    with pytest.raises(SystemExit, match=r"weights.safetensors is not of step 5"):
+        train.train(tmp_path / "parts", steps=6, minutes=0, **options)
     whole, parts = (train.load_file(tmp_path / name / "average.safetensors") for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-4)

@@ -14,7 +14,7 @@ from torch import Tensor
 class Canvas:
     """`n` square pictures of `size` pixels, with the random numbers and coordinates to draw them."""
 
-    def __init__(self, n: int, size: int, generator: torch.Generator):
+    def __init__(self, n: int, size: int, generator: torch.Generator) -> None:
         self.n, self.size, self.generator, self.device = n, size, generator, generator.device
         axis = (torch.arange(size, device=self.device) + 0.5) / size
         self.x = axis.view(1, 1, 1, size).expand(n, 1, size, size)

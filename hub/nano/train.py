@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
 from render import FIRST_SEED
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from surfaces import HELD_OUT, SURFACES
 from torch import Tensor, nn
@@ -263,7 +264,7 @@ def train(
     model = build(tokenizer, dim)
     whiten(model, torch.cat([draw_batch(seed + i, 64, 112, TRAINING_FAMILIES).images for i in range(8)]))
     if start:
-        model.load_state_dict(load_file(start / "model.safetensors"), strict=False)  # the probe starts anew
+        model.load_state_dict(load_file(start / "model.safetensors"), strict=False)  # probe and temperature start anew
     model = model.to(device)
     average = deepcopy(model).requires_grad_(False)
     matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("blocks" in n)}
@@ -285,7 +286,7 @@ def train(
         prefetch_factor=3 if workers else None,
         worker_init_fn=lambda _: torch.set_num_threads(1),
     )
-    started, saved, seen, shown = time.time(), time.time(), 0, {}
+    started, saved, seen, shown, since = time.time(), time.time(), 0, {}, step
     for batch in loader:
         warm = min(1.0, (step + 1) / 100)
         lr = warm * min(1.0, (steps - step) / (steps * DECAY))
@@ -307,10 +308,10 @@ def train(
             shown[name] = shown.get(name, 0.0) + sum(value[name] for value in values) / parts
         if step % 50 == 0 or step == steps:
             rate = seen / (time.time() - started)
-            line = " ".join(f"{name} {value / (step % 50 or 50):.4f}" for name, value in shown.items())
+            line = " ".join(f"{name} {value / (step - since):.4f}" for name, value in shown.items())
             temperature = model.log_temperature.exp().item()
             print(f"step {step}/{steps} {line} T {temperature:.4f} {rate:.0f} pictures/s", flush=True)
-            shown = {}
+            shown, since = {}, step
         if step % VALIDATE_EVERY == 0:
             patch_level, image_level = validate(average, tokenizer, validation)
             print(
@@ -326,17 +327,23 @@ def train(
 
 
 def save_state(out: Path, step: int, model: Tips, average: Tips, muon: Muon, adam: torch.optim.Optimizer) -> None:
-    """Files of at most 16 MiB each; state.json comes last, so a cut leaves the earlier state whole or is noticed."""
+    """Files of at most 16 MiB each. All of them know their step, so that a state that was cut off is noticed."""
     adam_state = {f"{i}.{k}": v for i, s in adam.state_dict()["state"].items() for k, v in s.items()}
     files = {"weights": model.state_dict(), "average": average.state_dict(), "muon": muon.buffers, "adam": adam_state}
     for name, tensors in files.items():
-        save_file({k: v.contiguous() for k, v in tensors.items()}, out / f"{name}.tmp")
+        tensors = {k: v.contiguous() for k, v in tensors.items()}
+        save_file(tensors, out / f"{name}.tmp", metadata={"step": str(step)})
     for name in files:
         (out / f"{name}.tmp").replace(out / f"{name}.safetensors")
     (out / "state.json").write_text(json.dumps({"step": step}))
 
 
 def load_state(out: Path, model: Tips, average: Tips, muon: Muon, adam: torch.optim.AdamW) -> int:
+    step = json.loads((out / "state.json").read_text())["step"]
+    for name in ("weights", "average", "muon", "adam"):
+        with safe_open(out / f"{name}.safetensors", "pt") as file:
+            if (file.metadata() or {}).get("step") != str(step):
+                raise SystemExit(f"{out}: {name}.safetensors is not of step {step}: begin again in an empty folder")
     model.load_state_dict(load_file(out / "weights.safetensors"))
     average.load_state_dict(load_file(out / "average.safetensors"))
     for name, value in load_file(out / "muon.safetensors").items():
@@ -346,7 +353,7 @@ def load_state(out: Path, model: Tips, average: Tips, muon: Muon, adam: torch.op
         index, name = key.split(".")
         state.setdefault(int(index), {})[name] = value
     adam.load_state_dict({"state": state, "param_groups": adam.state_dict()["param_groups"]})
-    return json.loads((out / "state.json").read_text())["step"]
+    return step
 
 
 if __name__ == "__main__":
