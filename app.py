@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from html import escape
@@ -89,7 +89,7 @@ Table 2a compares these three columns; in it, fixed prompts collapse at pixel le
 the learned prompts are trained with (the paper takes the local loss alone), 2c the strategies S1 to S5 (it takes S5).
 
 {}
-Percent. The other rows of table 2 are in [the paper](https://arxiv.org/abs/2602.03594); we had no copy of them to show.
+Percent. The other rows of table 2 are in [the paper](https://arxiv.org/abs/2602.03594).
 """
 
 
@@ -120,7 +120,7 @@ def score_card(inspection: Inspection) -> str:
 def sentences(inspection: Inspection, count: int = 4) -> str:
     """The fixed sentences nearest to the picture, for each state."""
 
-    def state(title: str, similarities) -> str:
+    def state(title: str, similarities: Mapping[str, float]) -> str:
         items = "".join(
             f"<li><span>{escape(t)}</span><b>{s:.3f}</b></li>" for t, s in list(similarities.items())[:count]
         )
@@ -167,7 +167,10 @@ class Demo:
     def __init__(self, space: Space) -> None:
         self.space = space
 
-    def inspect(self, image, class_name, domain, model, threshold, rescaled):
+    def inspect(
+        self, image: str | None, class_name: str, domain: str, model: str, threshold: float, rescaled: bool
+    ) -> tuple:
+        """A picture, to everything on the first two tabs."""
         if image is None:  # the picture was taken away
             return None, EMPTY, None, None, "", *self.redraw(None, threshold, rescaled)
         with explained():
@@ -183,7 +186,7 @@ class Demo:
             *self.redraw(inspection, threshold, rescaled),
         )
 
-    def redraw(self, inspection: Inspection | None, threshold: float, rescaled: bool):
+    def redraw(self, inspection: Inspection | None, threshold: float, rescaled: bool) -> tuple:
         """What depends on the threshold and the scale, from the last run's maps: the model does not run again."""
         if inspection is None:
             return threshold, None, legend(), None, None, [], None
@@ -201,13 +204,24 @@ class Demo:
             None,  # files of another threshold
         )
 
-    def files(self, inspection: Inspection | None, threshold: float):
+    def files(self, inspection: Inspection | None, threshold: float) -> Iterator[list[str]]:
+        """Paths to download; gradio copies the files before the next step deletes them."""
         if inspection is None:
             raise gr.Error("Inspect a picture first.", print_exception=False)
         with explained(), TemporaryDirectory() as folder:
             yield [str(path) for path in service.write_files(inspection.result, threshold, Path(folder))]
 
-    def show_comparison(self, image, class_name, domain, model, normal, abnormal, mask):
+    def show_comparison(
+        self,
+        image: str | None,
+        class_name: str,
+        domain: str,
+        model: str,
+        normal: str,
+        abnormal: str,
+        mask: str | None,
+    ) -> tuple:
+        """A picture under each kind of prompts: overlays, then the rows of the table."""
         with explained():
             comparison = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
         results, metrics = comparison.results, comparison.metrics
@@ -217,7 +231,15 @@ class Demo:
         ]
         return *pictures, [comparison_row(name, r, metrics.get(name)) for name, r in results.items()]
 
-    def batch(self, files, class_name, domain, model, progress=gr.Progress()):  # noqa: B008
+    def batch(
+        self,
+        files: list[str] | None,
+        class_name: str,
+        domain: str,
+        model: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple]:
+        """Summary, gallery, table and files to download."""
         if not files:
             raise gr.Error("Choose pictures or a zip first.", print_exception=False)
         rows = []
@@ -231,21 +253,37 @@ class Demo:
             service.write_csv(cells, out / "scores.csv")
             service.write_overlays(rows, out / "overlays.zip")
             gallery = [
-                (r.result.overlay(), f"{r.result.score:.3f} {r.name}") for r in service.ranked(rows)[:60] if r.result
+                (replace(r.result).overlay(), f"{r.result.score:.3f} {r.name}")
+                for r in service.ranked(rows)[:60]
+                if r.result
             ]
             yield summary(rows), gallery, cells, [str(out / "scores.csv"), str(out / "overlays.zip")]
 
-    def detect_endpoint(self, image, class_name, domain, model):
+    def detect_endpoint(self, image: str | None, class_name: str, domain: str, model: str) -> dict:
+        """Scores of a picture."""
         with explained():
             return service.record(self.space.inspect(chosen(image), class_name, domain, model).result)
 
-    def localize_endpoint(self, image, class_name, domain, model, threshold):
+    def localize_endpoint(
+        self, image: str | None, class_name: str, domain: str, model: str, threshold: float
+    ) -> Iterator[tuple[dict, list[str]]]:
+        """Scores and regions of a picture, and its files."""
         with explained(), TemporaryDirectory() as folder:
             result = self.space.inspect(chosen(image), class_name, domain, model).result
             paths = service.write_files(result, threshold, Path(folder))
             yield service.record(result, threshold), [str(path) for path in paths]
 
-    def compare_endpoint(self, image, class_name, domain, model, normal, abnormal, mask):
+    def compare_endpoint(
+        self,
+        image: str | None,
+        class_name: str,
+        domain: str,
+        model: str,
+        normal: str,
+        abnormal: str,
+        mask: str | None,
+    ) -> tuple[dict, list]:
+        """Scores of a picture under each kind of prompts, and overlays with their names."""
         with explained():
             found = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
         data = {name: service.record(r) | {"metrics": found.metrics.get(name)} for name, r in found.results.items()}

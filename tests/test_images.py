@@ -177,6 +177,28 @@ def test_a_large_picture_is_refused_from_its_header(tmp_path):
         load_image(path)
 
 
+def test_a_caller_may_take_fewer_pixels(tmp_path):
+    path = tmp_path / "large.png"
+    path.write_bytes(png_header(6000, 5000))
+    with pytest.raises(ImageError, match="large.png: 6000 x 5000 is 30 megapixels, at most 25 are taken"):
+        load_image(path, 25_000_000)
+
+
+def test_a_thread_of_pixels_is_refused(tmp_path):
+    path = tmp_path / "long.png"
+    path.write_bytes(png_header(65536, 1))
+    for source in (path, np.zeros((65536, 1), np.uint8), Image.new("L", (1, 65536))):
+        with pytest.raises(ImageError, match="a side of more than 65535 pixels"):
+            load_image(source)
+    assert load_image(np.zeros((1, 65535), np.uint8)).image.size == (65535, 1)
+
+
+def test_sixteen_bits_are_rounded_to_eight():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = np.asarray(load_image(values).image)[..., 0]
+    np.testing.assert_array_equal(pixels, np.round(values / 257))
+
+
 def test_paths_that_are_no_files_are_refused(tmp_path):
     with pytest.raises(ImageError, match="no such file"):
         load_image(tmp_path / "none.png")

@@ -56,7 +56,7 @@ def test_large_pictures_are_shown_small_and_scored_whole(service, tmp_path):
 
 def test_too_many_pixels_are_refused(service, tmp_path, monkeypatch):
     monkeypatch.setattr(space, "MAX_PIXELS", 448 * 447)
-    with pytest.raises(ImageError, match="448 x 448 is more than"):
+    with pytest.raises(ImageError, match="448 x 448 is 0 megapixels, at most 0 are taken"):
         service.inspect(PICTURE, "zipper", "industrial", NANO)
 
 
@@ -111,6 +111,16 @@ def test_a_mask_of_another_size_is_refused():
         read_mask(MASK, (10, 20))
 
 
+def test_masks_are_read_as_those_of_data_sets(tmp_path):
+    alpha = np.zeros((20, 10, 4), np.uint8)
+    alpha[3:7, 2:5] = 255  # white on transparent
+    Image.fromarray(alpha).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png", (10, 20)).sum() == 12
+    (tmp_path / "broken.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"^This mask cannot be used: cannot be read as a picture"):
+        read_mask(tmp_path / "broken.png", (10, 20))
+
+
 def test_a_broken_picture_is_a_row_of_the_batch(service, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(PICTURE.read_bytes()[:1000])
@@ -157,6 +167,12 @@ def test_zips_that_cannot_be_unpacked(tmp_path):
     encrypted[6] |= 1
     encrypted[content.index(b"PK\x01\x02") + 8] |= 1
     wrong = content.replace(b"x" * 100, b"y" * 100)
+    future = bytearray(content)
+    future[content.index(b"PK\x01\x02") + 6] = 200  # needs version 20.0 of the format
+    archive.write_bytes(future)
+    ((name, entry),) = pictures([archive])
+    assert name == "odd.zip"
+    assert "damaged" in str(entry)
     for changed in (encrypted, wrong):
         archive.write_bytes(changed)
         ((name, entry),) = pictures([archive])
@@ -204,6 +220,19 @@ def test_calibrations_give_verdicts_where_they_fit(tmp_path):
     assert space.verdict(row.result) == "anomalous"
     with pytest.raises(ModelError, match="no model on offer fits"):
         Space(calibrations=[tmp_path / "other.json"])
+
+
+def test_prompts_that_are_released_but_not_in_the_folder_are_on_offer(monkeypatch):
+    asked = []
+
+    def find(folder, name):
+        asked.append(name)
+        return folder.prompt_sets()["industrial"]
+
+    monkeypatch.setattr(space, "released_prompts", lambda folder: {"visa": None})
+    monkeypatch.setattr(space, "find_prompts", find)
+    assert Space().choices == [NANO, "nano / medical", "nano / visa"]
+    assert asked == ["industrial", "medical", "visa"]
 
 
 def test_a_gpu_is_borrowed_where_spaces_has_them(monkeypatch, service):

@@ -146,7 +146,7 @@ def load_mask(sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray
     if sample.mask is None:
         raise DatasetError(f"{printable(sample.image)}: defective, but without a mask")
     _check_sizes(sample.image, sample.mask)
-    mask = _mask_pixels(sample.mask)
+    mask = mask_pixels(sample.mask, MAX_PIXELS)
     if size is None or mask.shape == tuple(size):
         return mask
     return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
@@ -203,7 +203,7 @@ def _read_sdd(root: Path, split: str) -> Iterator[Sample]:
             mask = found.get(f"{image.stem}_label".lower())
             if mask is None:
                 raise DatasetError(f"{printable(image)}: no {image.stem}_label.bmp beside it, which shows its defects")
-            label = int(_mask_pixels(mask).any())  # a normal picture has a mask, too: a black one
+            label = int(mask_pixels(mask, MAX_PIXELS).any())  # a normal picture has a mask, too: a black one
             kind = "defect" if label else "good"
             yield Sample(image, mask if label else None, "electrical commutators", kind, label)
 
@@ -353,7 +353,7 @@ def _check_sizes(image: Path, mask: Path) -> None:
 
 def _size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright picture, from the header alone."""
-    with _opened(path) as image:
+    with _opened(path, MAX_PIXELS) as image:
         width, height = image.size
         with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
             if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
@@ -361,9 +361,12 @@ def _size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def _mask_pixels(path: Path) -> np.ndarray:
-    """bool (height, width): above half of the largest value or, in a mask that numbers its defects, not 0."""
-    with _opened(path) as image:
+def mask_pixels(path: Path, max_pixels: int) -> np.ndarray:
+    """bool (height, width): above half of the largest value or, in a mask that numbers its defects, not 0.
+
+    DatasetError for a file that is not a whole picture of at most `max_pixels`.
+    """
+    with _opened(path, max_pixels) as image:
         upright = ImageOps.exif_transpose(image)
         numbers = upright.mode == "P"  # the colours of a palette have no order
         if numbers or len(upright.getbands()) > 1:
@@ -375,12 +378,12 @@ def _mask_pixels(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """A picture of which only the header is read yet. Whatever goes wrong with it becomes one line."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DatasetError(f"{printable(path)}: more than {MAX_PIXELS // 10**6} megapixels")
+            if image.width * image.height > max_pixels:
+                raise DatasetError(f"{printable(path)}: more than {max_pixels // 10**6} megapixels")
             yield image
     except DatasetError:
         raise

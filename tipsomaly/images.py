@@ -15,6 +15,8 @@ from torch import Tensor
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 MAX_PIXELS = 100_000_000
+MAX_SIDE = 65_535
+"""Pixels; as in JPEG. A map's resampling takes memory in proportion to the longer side."""
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
 """A path, an encoded file's bytes, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of uint8,
@@ -33,23 +35,24 @@ class LoadedImage:
     """What was left out, if anything ("only the first frame is used")."""
 
 
-def load_image(source: ImageSource) -> LoadedImage:
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """Decode a picture to RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8, first frame only.
 
-    Raises ImageError for anything that is not a whole picture of at most 100 megapixels.
+    Raises ImageError for anything that is not a whole picture of at most `max_pixels` and MAX_SIDE; a larger file is
+    refused before it is decoded.
     """
     if isinstance(source, str | Path):
-        return _open_file(Path(source))
+        return _open_file(Path(source), max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
             raise ImageError("image: no bytes at all")
-        return _decode(io.BytesIO(source), "image")
+        return _decode(io.BytesIO(source), "image", max_pixels)
     if isinstance(source, Image.Image):
         with _explained("image"):
-            loaded = _to_rgb(source, "image")
+            loaded = _to_rgb(source, "image", max_pixels)
             return replace(loaded, image=source.copy()) if loaded.image is source else loaded
     if isinstance(source, np.ndarray | Tensor):
-        return LoadedImage(_from_array(np.asarray(source)))
+        return LoadedImage(_from_array(np.asarray(source), "array", max_pixels))
     raise ImageError(f"image: expected a path, bytes, a PIL image or an array, not {type(source).__name__}")
 
 
@@ -68,7 +71,7 @@ def fitted_size(width: int, height: int, size: tuple[int, int], patch: int) -> t
     return min(max(rows, 1), patches) * patch, min(max(columns, 1), patches) * patch
 
 
-def _open_file(path: Path) -> LoadedImage:
+def _open_file(path: Path, max_pixels: int) -> LoadedImage:
     name = printable(path)
     try:
         if not path.exists():
@@ -78,16 +81,16 @@ def _open_file(path: Path) -> LoadedImage:
         if path.stat().st_size == 0:
             raise ImageError(f"{name}: the file is empty")
         with path.open("rb") as file:
-            return _decode(file, name)
+            return _decode(file, name, max_pixels)
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{name}: cannot be read ({brief(error)})") from None
 
 
-def _decode(file: Any, name: str) -> LoadedImage:
+def _decode(file: Any, name: str, max_pixels: int) -> LoadedImage:
     with _explained(name):
-        return _to_rgb(Image.open(file, formats=FORMATS), name)
+        return _to_rgb(Image.open(file, formats=FORMATS), name, max_pixels)
 
 
 @contextmanager
@@ -106,13 +109,18 @@ def _explained(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: damaged or truncated ({brief(error)})") from None
 
 
-def _to_rgb(image: Image.Image, name: str) -> LoadedImage:
-    width, height = image.size
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if not width or not height:
         raise ImageError(f"{name}: has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        megapixels = f"{width * height / 1e6:.0f} megapixels, at most {MAX_PIXELS // 10**6} are taken"
+    if width * height > max_pixels:
+        megapixels = f"{width * height / 1e6:.0f} megapixels, at most {max_pixels // 10**6} are taken"
         raise ImageError(f"{name}: {width} x {height} is {megapixels}")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{name}: {width} x {height} has a side of more than {MAX_SIDE} pixels")
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> LoadedImage:
+    _check_size(*image.size, name, max_pixels)
     note = "only the first frame is used" if getattr(image, "is_animated", False) else None
     if note:
         image.seek(0)
@@ -121,7 +129,7 @@ def _to_rgb(image: Image.Image, name: str) -> LoadedImage:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return LoadedImage(_from_array(_wide_pixels(image), name), note)
+        return LoadedImage(_from_array(_wide_pixels(image), name, max_pixels), note)
     if image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -136,15 +144,12 @@ def _wide_pixels(image: Image.Image) -> np.ndarray:
     return np.clip(pixels, 0, 65535).astype(np.uint16)
 
 
-def _from_array(array: np.ndarray, name: str = "array") -> Image.Image:
+def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(f"{name}: expected shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
-    if not array.size:
-        raise ImageError(f"{name}: has no pixels {array.shape}")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise ImageError(f"{name}: {array.shape[:2]} is more than {MAX_PIXELS // 10**6} megapixels")
+    _check_size(array.shape[1], array.shape[0], name, max_pixels)
     if array.dtype == np.uint16:
-        array = np.round(array / 257).astype(np.uint8)
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # array / 257, rounded
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif array.dtype.kind == "f":
@@ -156,7 +161,7 @@ def _from_array(array: np.ndarray, name: str = "array") -> Image.Image:
     elif array.dtype != np.uint8:
         raise ImageError(f"{name}: expected uint8, uint16, bool or float pixels, got {array.dtype}")
     image = Image.fromarray(array.squeeze(2) if array.shape[2:] == (1,) else np.ascontiguousarray(array))
-    return _to_rgb(image, name).image
+    return _to_rgb(image, name, max_pixels).image
 
 
 def printable(path: str | Path) -> str:

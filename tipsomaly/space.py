@@ -21,7 +21,8 @@ from PIL import Image
 from tipsomaly import visualization
 from tipsomaly.calibration import Calibration
 from tipsomaly.catalogue import ModelError
-from tipsomaly.hub import resolve
+from tipsomaly.datasets import DatasetError, mask_pixels
+from tipsomaly.hub import find_prompts, released_prompts, resolve
 from tipsomaly.images import ImageError, ImageSource, LoadedImage, load_image, printable
 from tipsomaly.metrics import Metrics, PixelMetrics
 from tipsomaly.pipeline import Pipeline
@@ -103,7 +104,7 @@ class Space:
     def inspect(self, image: str | Path, class_name: str, domain: str, model: str) -> Inspection:
         """Score one picture. Raises ImageError or ValueError with a line for the visitor."""
         started = time.perf_counter()
-        loaded = _load(image)
+        loaded = load_image(image, MAX_PIXELS)
         result, normal, abnormal = self._score(loaded.image, _class(class_name), domain, model)
         result = replace(result, source=image, note=loaded.note)
         return Inspection(result, _shown(result, loaded.image), normal, abnormal, time.perf_counter() - started)
@@ -119,9 +120,9 @@ class Space:
         mask: str | Path | None = None,
     ) -> Comparison:
         """The decoupled-prompt ablation (table 2a) on one picture; "own" joins it if there are phrases, one a line, and
-        a mask, defective where it is brighter than half, gives pixel metrics."""
+        a mask, see `read_mask`, gives pixel metrics."""
         own = own_prompts(normal, abnormal)
-        loaded = _load(image)
+        loaded = load_image(image, MAX_PIXELS)
         results = self._compare(loaded.image, _class(class_name), domain, model, own)
         metrics = {}
         if mask is not None:
@@ -147,16 +148,20 @@ class Space:
                 else:
                     yield Row(label, replace(_shown(next(results), entry.image), note=entry.note))
 
-    def _score(self, image, class_name, domain, model):
+    def _score(
+        self, image: Image.Image, class_name: str, domain: str, model: str
+    ) -> tuple[Result, dict[str, float], dict[str, float]]:
         pipeline = self._pipeline(model, domain, class_name)
         result = pipeline(image, class_name)
         return replace(result, source=None), *pipeline.similarities(result)
 
-    def _compare(self, image, class_name, domain, model, own):
+    def _compare(
+        self, image: Image.Image, class_name: str, domain: str, model: str, own: PromptEnsemble | None
+    ) -> dict[str, Result]:
         results = self._pipeline(model, domain).compare(image, class_name, own)
         return {name: replace(result, source=None) for name, result in results.items()}
 
-    def _stream(self, images, class_name, domain, model):
+    def _stream(self, images: list[Image.Image], class_name: str, domain: str, model: str) -> list[Result]:
         pipeline = self._pipeline(model, domain, class_name)
         return [replace(result, source=None) for result in pipeline.stream(images, class_name, batch_size=PARALLEL)]
 
@@ -183,9 +188,10 @@ def _prompt_sets(name: str) -> dict[str, Pipeline]:
     """A model with each of its prompt sets, on the same weights."""
     pipeline = Pipeline.from_pretrained(name)
     title = Path(name).name if Path(name).is_dir() else name
-    local = resolve(name).prompt_sets()
+    folder = resolve(name)
     default = pipeline.learned.metadata.get("name", "default")
-    sets = {label: pipeline.with_options(learned=LearnedPrompts.load(path)) for label, path in sorted(local.items())}
+    labels = sorted(folder.prompt_sets() | released_prompts(folder))
+    sets = {label: pipeline.with_options(learned=LearnedPrompts.load(find_prompts(folder, label))) for label in labels}
     return {f"{title} / {label}": pipe for label, pipe in (sets or {default: pipeline}).items()}
 
 
@@ -222,12 +228,16 @@ def own_prompts(normal: str, abnormal: str) -> PromptEnsemble | None:
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """bool (height, width): where a mask picture is brighter than half. ValueError if its size is another."""
-    mask = _load(path).image.convert("L")
-    if mask.size != size:
-        (width, height), (w, h) = size, mask.size
+    """bool (height, width): where a mask picture is defective, as in a data set. Raises ValueError, in one line, if it
+    is not a picture or if its size is not `size` = (width, height)."""
+    try:
+        mask = mask_pixels(Path(path), MAX_PIXELS)
+    except DatasetError as error:
+        raise ValueError(f"This mask cannot be used: {reason(error)}.") from None
+    if mask.shape[::-1] != size:
+        (width, height), (h, w) = size, mask.shape
         raise ValueError(f"the mask has {w} x {h} pixels, the picture {width} x {height}")
-    return np.asarray(mask) > 127
+    return mask
 
 
 def pictures(files: Iterable[str | Path]) -> Iterator[tuple[str, "ImageSource | ImageError"]]:
@@ -251,7 +261,7 @@ def _unzipped(path: Path, left: int) -> Generator[tuple[str, "ImageSource | Imag
                 content = _unpacked(archive, member, min(MAX_FILE, left))
                 left -= len(content) if isinstance(content, bytes) else min(MAX_FILE, left)
                 yield _label(member.filename), content
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # zipfile raises nearly anything
         yield _label(path.name), ImageError(f"zip: damaged ({printable(str(error))[:120]})")
     return left
 
@@ -261,7 +271,7 @@ def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> 
     try:
         with archive.open(member) as file:
             content = file.read(limit + 1)
-    except Exception as error:  # encrypted, damaged, an unknown method: zipfile raises nearly anything
+    except Exception as error:  # encrypted, damaged, an unknown method
         return ImageError(f"zip: cannot be unpacked ({printable(str(error))[:120]})")
     return content if len(content) <= limit else ImageError(f"zip: more than {limit >> 20} MiB unpacked")
 
@@ -271,22 +281,14 @@ def _label(name: str) -> str:
     return name if len(name) <= 120 else f"…{name[-119:]}"
 
 
-def _load(source: ImageSource) -> LoadedImage:
-    loaded = load_image(source)
-    width, height = loaded.image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"picture: {width} x {height} is more than the {MAX_PIXELS // 10**6} megapixels of this demo")
-    return loaded
-
-
 def _load_or_error(source: "ImageSource | ImageError") -> LoadedImage | ImageError:
     try:
-        return source if isinstance(source, ImageError) else _load(source)
+        return source if isinstance(source, ImageError) else load_image(source, MAX_PIXELS)
     except ImageError as error:
         return error
 
 
-def reason(error: ImageError) -> str:
+def reason(error: ImageError | DatasetError) -> str:
     """What is wrong with a picture, without the place where it lies here."""
     return str(error).split(": ", 1)[-1]
 
@@ -342,10 +344,12 @@ def table(rows: Iterable[Row]) -> list[list[str | float]]:
 
 
 def ranked(rows: Iterable[Row]) -> list[Row]:
+    """The most anomalous first, errors last."""
     return sorted(rows, key=lambda row: -row.result.score if row.result else 1.0)
 
 
 def verdict(result: Result) -> str:
+    """In a word; empty where no threshold is known."""
     return {None: "", True: "anomalous", False: "normal"}[result.is_anomalous]
 
 
@@ -365,7 +369,7 @@ def write_overlays(rows: Iterable[Row], path: Path) -> None:
             if row.result:
                 stem = re.sub(r"[^\w-]+", "_", Path(row.name).stem, flags=re.ASCII)[:60]
                 content = BytesIO()
-                row.result.overlay(row.result.pixel_threshold).save(content, "PNG")
+                replace(row.result).overlay(row.result.pixel_threshold).save(content, "PNG")  # its map is not kept
                 archive.writestr(f"{i:03d}-{stem}.png", content.getvalue())
 
 

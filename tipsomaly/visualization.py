@@ -19,10 +19,13 @@ def heatmap(anomaly_map: np.ndarray) -> Image.Image:
 
 def overlay(image: Image.Image, anomaly_map: np.ndarray, opacity: float = 0.75) -> Image.Image:
     """The heatmap over a greyish picture; the picture stays visible where the map is low."""
-    colours = np.asarray(heatmap(anomaly_map), np.float32)
-    base = np.asarray(image.convert("RGB"), np.float32)
-    weight = opacity * (0.25 + 0.75 * np.clip(anomaly_map, 0, 1)[..., None])
-    return Image.fromarray((base + (colours - base) * weight).round().astype(np.uint8))
+    pixels = np.array(image.convert("RGB"))
+    for top in range(0, len(pixels), 256):  # in bands: floats of a whole large picture would be gigabytes
+        base, values = pixels[top : top + 256].astype(np.float32), anomaly_map[top : top + 256]
+        weight = opacity * (0.25 + 0.75 * np.clip(values, 0, 1)[..., None])
+        blended = base + (np.asarray(heatmap(values), np.float32) - base) * weight
+        pixels[top : top + 256] = blended.round().astype(np.uint8)
+    return Image.fromarray(pixels)
 
 
 def contours(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] = CONTOUR) -> Image.Image:
