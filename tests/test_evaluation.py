@@ -203,6 +203,15 @@ def test_the_worst_mistakes_are_drawn(pipe, samples, evaluation, tmp_path):
     assert f"{class_name}-good-{os.path.basename(image)[:3]}" in paths[0].name
 
 
+def test_finished_classes_are_known_again_by_other_paths(pipe, drawn, samples, tmp_path, monkeypatch):
+    evaluate(pipe, samples, output=tmp_path / "out")
+    monkeypatch.chdir(drawn.parent)
+    relative = read_dataset(drawn.name)
+    again = evaluate(pipe, relative, output=tmp_path / "out")
+    assert [p.image for c in again.classes for p in c.pictures] == [str(s.image) for s in relative]
+    assert len(save_worst(pipe, again, relative, tmp_path / "worst", 1)) == 3
+
+
 def test_what_cannot_be_evaluated_is_named(pipe, samples, tmp_path):
     with pytest.raises(ValueError, match="unknown strategy 'S6': choose S1, S2"):
         evaluate(pipe, samples, strategy="S6")

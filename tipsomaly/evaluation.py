@@ -115,10 +115,14 @@ class ClassResult:
     pixels: Metrics
 
     @classmethod
-    def from_json(cls, path: Path) -> "ClassResult":
+    def from_json(cls, path: Path, samples: Sequence[Sample]) -> "ClassResult":
+        """What an earlier run wrote of these samples, which it may have known by other paths."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        pictures = tuple(PictureScore(**picture) for picture in content["pictures"])
-        return cls(content["class_name"], pictures, content["pixels"])
+        pictures = (
+            PictureScore(**picture | {"image": str(sample.image)})
+            for picture, sample in zip(content["pictures"], samples, strict=True)
+        )
+        return cls(content["class_name"], tuple(pictures), content["pixels"])
 
     def metrics(self, strategy: str = "S5") -> Metrics:
         """All METRICS; None where one is not defined, as for a class without defects."""
@@ -136,6 +140,7 @@ class Evaluation:
     paper: Paper | None = None
 
     def per_class(self, strategy: str | None = None) -> dict[str, Metrics]:
+        """METRICS by class, shares of 1, for a strategy of table 2c; default: the evaluation's."""
         return {result.class_name: result.metrics(strategy or self.strategy) for result in self.classes}
 
     def mean(self, strategy: str | None = None) -> Metrics:
@@ -257,7 +262,7 @@ def evaluate(
             key = digest(["classes-v1", settings, states(group)])
             store = output / "classes" / f"{slug}-{key[:16]}.json" if output else None
             if store and store.is_file():
-                results[class_name] = ClassResult.from_json(store)
+                results[class_name] = ClassResult.from_json(store, group)
                 bar.update(len(group))
                 continue
             try:
