@@ -86,6 +86,8 @@ def test_tiles_have_maps_of_the_pictures_size(golden, tmp_path):
         (["detect", "x.png", "--model", "nope"], "no model 'nope'"),
         (["detect", "x.png", "--image-size", "100"], "multiple of 14"),
         (["detect", "x.png", "--tile", "20"], "tile"),
+        (["detect", "x.png", "--sigma", "1000"], "sigma must be"),
+        (["detect", "x.png", "--engine", "ray", "--json"], "not for --engine ray"),
         (["detect", "x.png", "--prompts", "nope"], "no prompt set or file 'nope'"),
         (["detect", "nothing-*.png"], "nothing matches"),
         (["detect", "x.png", "--class-name", " "], "class name is empty"),
@@ -204,6 +206,8 @@ def test_models_and_version():
 
 def test_stems_are_unique_and_short():
     stems = _Stems()
-    names = [stems(Path(p)) for p in ("x/a.png", "y/a.jpg", "A.png", "a_2.png", "ü" * 300 + ".png")]
-    assert len({name.lower() for name in names}) == 5
+    paths = ["x/a.png", "y/a.jpg", "A.png", "a_2.png", "ü" * 300 + ".png", "caf\udce9.png", "\udce9.png"]
+    names = [stems(Path(p)) for p in paths]
+    assert len({name.lower() for name in names}) == 7
+    assert names[-2:] == ["caf", "image"]  # names of files that are not UTF-8
     assert max(len(name.encode()) for name in names) <= 200

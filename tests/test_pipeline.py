@@ -1,5 +1,8 @@
+import json
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 from PIL import Image
 
 from tipsomaly import ImageError, ModelError, Pipeline, PromptEnsemble
+from tipsomaly.hub import ModelFolder
 from tipsomaly.pipeline import bfloat16_is_faster, choose_device, choose_dtype
 
 
@@ -204,6 +208,15 @@ def test_save_pretrained_round_trip_changes_no_bit(golden, pictures, tmp_path):
         assert np.array_equal(one.anomaly_map, other.anomaly_map)
 
 
+def test_a_prompt_sets_name_is_no_path(golden, tmp_path):
+    for name in ("../../escaped", str(tmp_path / "escaped"), ".hidden", ""):
+        learned = replace(golden.pipe.learned, metadata={"name": name})
+        golden.pipe.with_options(learned=learned).save_pretrained(tmp_path / "a" / "b")
+    assert [path.name for path in tmp_path.rglob("*.safetensors") if path.name != "model.safetensors"] == [
+        "default.safetensors"
+    ]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -215,12 +228,13 @@ def test_save_pretrained_round_trip_changes_no_bit(golden, pictures, tmp_path):
         ({"domain": "culinary"}, "unknown domain 'culinary'"),
         ({"mode": "magic"}, "unknown mode 'magic'"),
         ({"sigma": -1}, "sigma"),
+        ({"sigma": math.nan}, "sigma"),
         ({"tile": 20}, "a tile must be at least 56 pixels"),
         ({"tile": 100, "overlap": 1}, "overlap of tiles must be from 0 to 0.75"),
     ],
 )
 def test_options_that_cannot_be_used(golden, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ModelError, match=message):
         Pipeline.from_pretrained(**{"model": golden.folder, **options})
 
 
@@ -233,6 +247,19 @@ def test_a_folder_that_is_no_model(tmp_path, golden):
     content = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match="not a whole safetensors file"):
+        Pipeline.from_pretrained(broken)
+    (broken / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1")
+    shutil.copy(golden.folder / "model.safetensors", broken)
+    with pytest.raises(ModelError, match=r"tokenizer.model: not a SentencePiece model"):
+        Pipeline.from_pretrained(broken)
+    for size in (448, None, {"height": "448", "width": 448}):
+        (broken / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+        with pytest.raises(ModelError, match="size must give height and width"):
+            ModelFolder(broken).read_image_size(golden.pipe.tips.config)
+    config = json.loads((broken / "config.json").read_text())
+    config["vision_config"]["patch_size"] = 0
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="config.json"):
         Pipeline.from_pretrained(broken)
     (broken / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not JSON"):
@@ -264,6 +291,13 @@ def test_auto_choices_fit_the_device():
     assert device.type in ("cpu", "cuda", "mps")
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert choose_dtype("bfloat16", device) == torch.bfloat16
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_gpu_that_only_emulates_bfloat16_gets_float16(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    chosen = choose_dtype("auto", torch.device("cuda"))
+    assert chosen == (torch.bfloat16 if native else torch.float16)
 
 
 @pytest.mark.parametrize("supported", [False, True])

@@ -57,7 +57,7 @@ class Calibration:
         for name, ours in settings.items():
             theirs = self.settings.get(name)
             if ours != theirs:
-                raise ModelError(f"this calibration was made with {name} {_short(theirs)}, not {_short(ours)}")
+                raise ModelError(f"this calibration was made with {name} {short(theirs)}, not {short(ours)}")
 
 
 def calibrate(
@@ -105,5 +105,6 @@ def _allowed(share: float, count: int) -> int:
     return int(share * count + 1e-9)
 
 
-def _short(value: object) -> object:
+def short(value: object) -> object:
+    """A setting as a message shows it: twelve characters of a digest are enough."""
     return value[:12] if isinstance(value, str) else value

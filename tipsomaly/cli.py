@@ -53,6 +53,7 @@ Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
 Engine = Enum("Engine", {name: name for name in ("local", "ray")}, type=str)
 FileFormat = Enum("FileFormat", {name: name for name in ("parquet", "jsonl")}, type=str)
 DType = Enum("DType", {name: name for name in ("auto", "fastest", *DTYPES)}, type=str)
+FileDType = Enum("FileDType", {name: name for name in ("auto", *DTYPES)}, type=str)
 
 ModelOption = Annotated[
     str, typer.Option(help="A name of `tipsomaly models`, a model folder, or org/name[@revision] on the Hub.")
@@ -129,6 +130,8 @@ def detect(
     alone, and the same command again scores what is not yet in them.
     """
     if engine is Engine.ray:
+        if compiled or as_json:
+            _fail("--compile and --json are not for --engine ray", 2)
         options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode.value}
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype.value}
         options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
@@ -288,8 +291,8 @@ def train(
     from tipsomaly import training
 
     samples, layout_name, _ = _read(root, layout, split, classes, Domain.industrial)
-    if objective != Objective("global") and not any(sample.mask for sample in samples):
-        _fail(f"{printable(root)}: this data set has no masks, and the loss {objective.value} needs them", 1)
+    if not any(sample.mask for sample in samples):
+        _fail(f"{printable(root)}: this data set has no masks, and training needs them", 1)
     pipe = _load(model, None, device, dtype, image_size, Domain.industrial, Mode.fixed)
     vectors = training.initial_prompts(pipe.tips.config.text.dim, tokens, seed)
     metadata = {
@@ -399,14 +402,14 @@ def convert(
     text_heads: Annotated[int | None, typer.Option(min=1, help="Those of the text tower, where they differ.")] = None,
     image_size: SizeOption = None,
     dtype: Annotated[
-        DType,
+        FileDType,
         typer.Option(help="Number format of every array; auto keeps each as it is, half precision halves the file."),
-    ] = DType.auto,
+    ] = FileDType.auto,
 ) -> None:
     """Convert a released TIPS checkpoint (two .npz files and a tokenizer) to a model folder."""
     from tipsomaly.convert import convert as convert_checkpoint
 
-    wanted = None if dtype == DType.auto else dtype.value
+    wanted = None if dtype == FileDType.auto else dtype.value
     try:
         config = convert_checkpoint(
             vision, text, tokenizer, out, heads=heads, text_heads=text_heads, image_size=image_size, dtype=wanted
@@ -478,7 +481,16 @@ def _options(
 
 
 def _load(
-    model, prompts, device, dtype, image_size, domain, mode=Mode.decoupled, sigma=SIGMA, calibration=None, **tiling
+    model: str,
+    prompts: str | None,
+    device: str,
+    dtype: DType,
+    image_size: int | None,
+    domain: Domain,
+    mode: Mode = Mode.decoupled,
+    sigma: float = SIGMA,
+    calibration: Path | None = None,
+    **tiling: Any,
 ) -> Pipeline:
     return Pipeline.from_pretrained(
         model,
@@ -527,6 +539,19 @@ def _find(patterns: list[str]) -> list[Path]:
     return list(found)
 
 
+def _expanded(patterns: list[str]) -> list[str]:
+    """Globs of this machine as the names that match them, sorted; anything else, as URIs, as it is."""
+    names = []
+    for pattern in patterns:
+        if "://" in pattern or Path(pattern).exists() or not glob.has_magic(pattern):
+            names.append(pattern)
+        elif matches := sorted(glob.glob(pattern, recursive=True)):
+            names += matches
+        else:
+            _fail(f"{pattern}: nothing matches", 2)
+    return names
+
+
 def _detect_with_ray(
     sources: list[str], output: str | None, class_name: str, file_format: FileFormat, **options: Any
 ) -> None:
@@ -536,7 +561,7 @@ def _detect_with_ray(
         from tipsomaly import distributed
     except ModuleNotFoundError as error:
         _fail(f'--engine ray needs {error.name}: pip install "ray[data]"', 2)
-    done = distributed.detect(sources, output, class_name, file_format=file_format.value, **options)
+    done = distributed.detect(_expanded(sources), output, class_name, file_format=file_format.value, **options)
     before = f", {done.before} were there before" if done.before else ""
     print(f"{output}: {done.written} pictures scored{before}")
     if done.failed:
@@ -548,15 +573,17 @@ class _Stems:
     """A file-name stem for each picture, unique within a run: pictures of one name come from several folders."""
 
     def __init__(self) -> None:
-        self.used: set[str] = set()
+        self.used: dict[str, int] = {}  # and the last number that was put after each
 
     def __call__(self, source: Path) -> str:
-        base = source.stem.encode()[:200].decode(errors="ignore") or "image"  # room for the endings we add
-        stem, number = base, 1
+        # Room for the endings we add; what is not UTF-8 in a name is left out.
+        stem = base = source.stem.encode(errors="ignore")[:200].decode(errors="ignore") or "image"
+        number = self.used.get(base.lower(), 1)
         while stem.lower() in self.used:
             number += 1
             stem = f"{base}_{number}"
-        self.used.add(stem.lower())
+        self.used[base.lower()] = number
+        self.used[stem.lower()] = 1
         return stem
 
 

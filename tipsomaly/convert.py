@@ -45,6 +45,8 @@ def convert(
 
     Arrays are copied one by one, so memory stays at the largest of them. Raises ModelError.
     """
+    if dtype not in (None, *KINDS):
+        raise ModelError(f"unknown dtype {dtype!r}: choose {', '.join(KINDS)}")
     out = Path(out)
     with _Npz(vision_npz) as vision, _Npz(text_npz) as text:
         config = read_config(vision.shapes, text.shapes, _temperature(text), heads, text_heads)
@@ -180,8 +182,6 @@ KINDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 def _write_safetensors(path: Path, sources: Mapping[str, tuple[_Npz, str]], target: str | None = None) -> None:
     """The safetensors format is a length, a JSON header and the bytes, so arrays can be streamed; the library's own
     writer wants them all in memory. The file gets its name when it is whole."""
-    if target not in (None, *KINDS):
-        raise ModelError(f"unknown dtype {target!r}: choose {', '.join(KINDS)}")
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (npz, key) in sources.items():

@@ -27,13 +27,15 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.exceptions
+import torch
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray.data.block import Block, BlockAccessor
 
+from tipsomaly.calibration import short
 from tipsomaly.datasets import DatasetError
 from tipsomaly.hub import BUNDLED, ModelError
 from tipsomaly.images import SUFFIXES, ImageError, brief, printable
-from tipsomaly.pipeline import DTYPES, Pipeline
+from tipsomaly.pipeline import DTYPES, Pipeline, choose_dtype
 from tipsomaly.prompts import clean_class_name
 from tipsomaly.result import Result
 
@@ -101,7 +103,9 @@ def detect(
     if model not in BUNDLED and os.path.isdir(model):  # actors have another working directory
         model = os.path.abspath(model)
     if on_gpu and dtype not in DTYPES:
-        dtype = "bfloat16"
+        # Where this process, unlike the actors, has no GPU, theirs is taken for a recent one.
+        old = torch.cuda.is_available() and choose_dtype(dtype, torch.device("cuda")) is torch.float16
+        dtype = "float16" if old else "bfloat16"
     # Loaded here, too, to say what is wrong with the model and the options before actors are started to say it.
     pipe = Pipeline.from_pretrained(model, device="cpu", dtype=dtype, **options)
     settings = {**pipe.settings(), "class_name": clean_class_name(class_name)}
@@ -198,6 +202,7 @@ class Scorer:
         self.class_name, self.batch_size = class_name, batch_size
 
     def __call__(self, pictures: pa.Table) -> pa.Table:
+        """Rows of `PICTURES` to rows of `SCORES`, in order; a picture that cannot be used is a row with its error."""
         names = pictures["image"].to_pylist()
         contents = pictures["bytes"] if "bytes" in pictures.column_names else [None] * len(names)
         unread: dict[int, ImageError] = {}
@@ -302,7 +307,7 @@ class Results(ray.data.Datasink[int]):
         for name in sorted(settings.keys() | theirs.keys()):
             ours, other = settings.get(name), theirs.get(name)
             if ours != other:
-                made = f"made with {name} {_short(other)!r}, not {_short(ours)!r}"
+                made = f"made with {name} {short(other)!r}, not {short(ours)!r}"
                 raise ModelError(f"{printable(folder)}: the results there were {made}; choose another folder")
 
     @contextmanager
@@ -438,10 +443,6 @@ def _read(name: str | None, content: pa.Scalar | None) -> str | bytes:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _short(value: object) -> object:
-    return value[:12] if isinstance(value, str) else value
 
 
 def _cause(error: BaseException) -> str:

@@ -47,12 +47,13 @@ class ModelFolder:
     name: str = ""
 
     def read_config(self) -> TipsConfig:
+        """The sizes of the towers. Raises ModelError, naming the file, if they are not those of a TIPS."""
         config = self.read_json("config.json")
         if config.get("model_type") == "tipsv2" and "vision_fn" in config:
             return self._read_flat_config(config)
         try:
             return TipsConfig.from_dict(config)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ArithmeticError) as error:
             raise ModelError(f"{self.path / 'config.json'}: {error}") from None
 
     def _read_flat_config(self, config: dict) -> TipsConfig:
@@ -72,13 +73,18 @@ class ModelFolder:
         """The default input size in pixels: one side, or (height, width); where no file says it, the trained one."""
         if not (self.path / "preprocessor_config.json").exists():
             return config.vision.image_size
-        size = self.read_json("preprocessor_config.json").get("size", {})
-        if not {"height", "width"} <= size.keys():
-            raise ModelError(f"{self.path / 'preprocessor_config.json'}: size must give height and width")
+        size = self.read_json("preprocessor_config.json").get("size")
+        if not isinstance(size, dict) or not all(isinstance(size.get(side), int) for side in ("height", "width")):
+            raise ModelError(f"{self.path / 'preprocessor_config.json'}: size must give height and width in pixels")
         return size["height"] if size["height"] == size["width"] else (size["height"], size["width"])
 
     def read_tokenizer(self, max_length: int) -> Tokenizer:
-        return Tokenizer(self._file("tokenizer.model"), max_length)
+        """Raises ModelError if there is none or if it is damaged."""
+        path = self._file("tokenizer.model")
+        try:
+            return Tokenizer(path, max_length)
+        except ValueError as error:
+            raise ModelError(f"{path}: {first_line(error)}") from None
 
     def read_tips(self, device: torch.device, dtype: torch.dtype) -> Tips:
         """The towers on `device`, the vision tower in `dtype`, the text tower in float32: prototypes are computed once

@@ -1,6 +1,7 @@
 """The one object that most people touch: pictures and a class name in, results out."""
 
 import hashlib
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,10 +68,10 @@ class Pipeline:
         self.image_size = _image_size(image_size or config.vision.image_size, config.vision.patch_size)
         self.ensemble = ensemble(domain)
         if mode not in MODES:
-            raise ValueError(f"unknown mode {mode!r}: choose {', '.join(MODES)}")
+            raise ModelError(f"unknown mode {mode!r}: choose {', '.join(MODES)}")
         self.mode: Mode = mode
         if not 0 <= sigma < 1000:
-            raise ValueError(f"sigma must be a number of pixels, 0 or more, not {sigma}")
+            raise ModelError(f"sigma must be a number of pixels from 0 to below 1000, not {sigma}")
         self.sigma = sigma
         self.tiling = None if tile is None else Tiling(tile, overlap)
         self.keep_aspect = keep_aspect
@@ -116,8 +117,9 @@ class Pipeline:
         prompts: the name of a prompt set of the model, a .safetensors file, or `org/name[:set]` on the Hub. Without it
             the set named after the domain is taken, else the first one.
         device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU if there is one.
-        dtype: of the vision tower, "float32", "bfloat16" or "float16"; "auto" is float32 on CPU, bfloat16 on GPU;
-            "fastest" is the same, but bfloat16 also on a CPU that has it and is found to be faster with it.
+        dtype: of the vision tower, "float32", "bfloat16" or "float16"; "auto" is bfloat16 on an NVIDIA GPU (float16 on
+            one that is too old for it), float32 elsewhere; "fastest" is the same, but bfloat16 also on a CPU that has
+            it and is found to be faster with it.
         image_size: side or (height, width) in pixels, multiples of 14; the model folder's default otherwise.
         calibration: thresholds from `tipsomaly calibrate`, for `Result.is_anomalous`.
         tile: side in pixels of the tiles that a larger picture is also cut into, each resized to `image_size`; the
@@ -355,7 +357,9 @@ class Pipeline:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "tokenizer.model").write_bytes(self.tokenizer.model)
         if self.learned is not None:
-            self.learned.save(folder / "prompts" / f"{self.learned.metadata.get('name', 'default')}.safetensors")
+            name = self.learned.metadata.get("name", "")
+            name = name if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else "default"  # whoever made them, chose it
+            self.learned.save(folder / "prompts" / f"{name}.safetensors")
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Publish what `save_pretrained` writes as the Hub repository `org/name`, made if it is not there, and return
@@ -498,7 +502,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     not depend on the processor; if "fastest", bfloat16 also on a CPU where it is faster."""
     if dtype in ("auto", "fastest"):
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         faster = dtype == "fastest" and device.type == "cpu" and bfloat16_is_faster()
         return torch.bfloat16 if faster else torch.float32
     if dtype in DTYPES.values():

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tipsomaly.catalogue import ModelError
 from tipsomaly.files import write_atomically
 from tipsomaly.tips import TextTower
 from tipsomaly.tokenizer import Tokenizer
@@ -106,11 +107,11 @@ ENSEMBLES: Mapping[str, PromptEnsemble] = {
 
 
 def ensemble(domain: str | PromptEnsemble) -> PromptEnsemble:
-    """The ensemble of a domain name, or the one given."""
+    """The ensemble of a domain name, or the one given. Raises ModelError for an unknown name."""
     if isinstance(domain, PromptEnsemble):
         return domain
     if domain not in ENSEMBLES:
-        raise ValueError(f"unknown domain {domain!r}: choose {', '.join(ENSEMBLES)}, or pass a PromptEnsemble")
+        raise ModelError(f"unknown domain {domain!r}: choose {', '.join(ENSEMBLES)}, or pass a PromptEnsemble")
     return ENSEMBLES[domain]
 
 
