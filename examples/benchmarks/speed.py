@@ -1,6 +1,6 @@
 """Pictures a second, latency and memory of the pipeline, against a plain baseline and what the processor can do.
 
-    python benchmarks/speed.py [--models nano b14 l14] [--pictures N] [--depth N] [--device auto] [--compile]
+python examples/benchmarks/speed.py [--models nano b14 l14] [--pictures N] [--depth N] [--device auto] [--compile]
 
 The baseline is written here for comparison alone and does what public code does: float32, attention as matrices and a
 softmax, eight pictures at a time, each decoded, encoded, upsampled and blurred (scipy) before the next eight. Both
@@ -39,7 +39,7 @@ from tipsomaly.tips import ImageTokens, TextConfig, Tips, TipsConfig, VisionConf
 
 SHAPES = {"b14": (768, 12, 12), "l14": (1024, 24, 16)}
 BASELINE_BATCH = 8
-EXAMPLES = Path(__file__).parent.parent / "examples" / "pictures"
+EXAMPLES = Path(__file__).parents[1] / "pictures"
 
 
 class Time(NamedTuple):

@@ -1,6 +1,6 @@
 """Pictures a second of a whole evaluation against those of the vision tower alone.
 
-    python benchmarks/evaluation.py [--pictures 64] [--model nano] [--image-size 518] [--device auto] [--rounds 3]
+python examples/benchmarks/evaluation.py [--pictures 64] [--model nano] [--image-size 518] [--device auto] [--rounds 3]
 
 The tower alone gets pixels that lie in memory; the evaluation decodes JPEG pictures of 512 x 512, makes maps, reads
 masks and computes all metrics. Both are run in turns; the fastest round of each counts.

@@ -1,4 +1,4 @@
-"""Many clients at once on the Space: `python benchmarks/load.py [--requests 200] [--clients 50]`.
+"""Many clients at once on the Space: `python examples/benchmarks/load.py [--requests 200] [--clients 50]`.
 
 Starts the app with nano on loopback, sends the same number of uploads to /detect, and prints how many were answered,
 how long they took, and the server's memory after each quarter.
@@ -16,7 +16,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PICTURES = sorted((ROOT / "examples" / "pictures").glob("*.jpg"))
 
 

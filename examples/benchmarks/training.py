@@ -1,6 +1,6 @@
 """An epoch of prompt training from cached features against one that encodes the pictures again.
 
-    python benchmarks/training.py [--pictures 64] [--model nano] [--image-size PX] [--device auto]
+python examples/benchmarks/training.py [--pictures 64] [--model nano] [--image-size PX] [--device auto]
 
 Random pictures and masks; prints the seconds of both in this run and their ratio. The first epoch of a training costs
 what encoding does in either case.

@@ -1,6 +1,6 @@
 """Streaming pixel metrics against scikit-learn and a plain AUPRO of 200 thresholds, one class of 518 x 518 maps.
 
-    python benchmarks/metrics.py [--maps 80] [--baseline-maps N]
+python examples/benchmarks/metrics.py [--maps 80] [--baseline-maps N]
 
 Prints the time of both in this run, the ratio, how far the results are apart, and the peak of what the streaming one
 allocates. Both use one core; CPU seconds are what the ratio is about, as they depend less on what else is running.

@@ -1,6 +1,6 @@
 """Pictures a second through Ray, against `Pipeline.stream` in one process.
 
-    python benchmarks/distributed.py [--pictures 2000] [--model nano] [--batch-size 8] [--actors N] [--device auto]
+python examples/benchmarks/distributed.py [--pictures 2000] [--model nano] [--batch-size 8] [--actors N] [--device auto]
 
 Both score the same JPEG pictures of 512 x 512, one after the other, on this machine or the cluster of RAY_ADDRESS. What
 it takes to start processes that import torch is measured with a single picture, and printed by itself.
