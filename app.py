@@ -422,6 +422,7 @@ def build(space: Space) -> gr.Blocks:
                         headers=["prompts", *strategies, "pixel AUROC", "AUPRO"],
                         label="Image score by the strategies S1 to S5 (the paper's is S5); metrics if there is a mask",
                         wrap=True,
+                        column_widths=["13%", "11%", "12%", "11%", "15%", "15%", "12%", "11%"],
                         interactive=False,
                     )
                     gr.Markdown(TABLE_2.format(paper_numbers()))
