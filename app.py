@@ -97,6 +97,7 @@ Percent. The other rows of table 2 are in [the paper](https://arxiv.org/abs/2602
 
 
 def score_card(inspection: Inspection) -> str:
+    """The score as a number and as a bar of its two parts, and the verdict if there is a threshold."""
     result = inspection.result
     shares = f"global {result.global_score:.3f} and local {result.local_score:.3f} of at most 1 each"
     threshold = result.image_threshold
@@ -131,6 +132,7 @@ def sentences(inspection: Inspection, count: int = 4) -> str:
 
 
 def legend(low: float = 0.0, high: float = 1.0) -> str:
+    """The map's colours, from `low` to `high`."""
     colours = ", ".join("rgb({},{},{})".format(*c) for c in visualization.colours(9))
     return (
         f'<div class="legend"><span>{low:.2f} normal</span>'
@@ -156,6 +158,7 @@ def explained() -> Iterator[None]:
 
 
 def chosen(image: str | None) -> str:
+    """The picture, or a line that asks for one."""
     if image is None:
         raise gr.Error("Choose a picture first.", print_exception=False)
     return image
@@ -291,6 +294,7 @@ class Demo:
 
 
 def comparison_row(name: str, result: Result, metrics: dict | None) -> list[str | float]:
+    """A row of the comparison's table: strategies, then metrics where there is a mask."""
     measured = [(metrics or {}).get(key) for key in ("pixel_auroc", "aupro")]
     return [
         name,
@@ -300,6 +304,7 @@ def comparison_row(name: str, result: Result, metrics: dict | None) -> list[str 
 
 
 def summary(rows: list[service.Row]) -> str:
+    """A batch in one line of Markdown."""
     failed = sum(row.error is not None for row in rows)
     text = f"**{len(rows) - failed} pictures scored**, {failed} could not be used."
     full = f" At most {service.MAX_BATCH} are taken in one batch." if len(rows) == service.MAX_BATCH else ""
@@ -512,6 +517,7 @@ def launch(space: Space, host: str = "127.0.0.1", port: int | None = None, block
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Serve the page; see `python app.py --help`."""
     environment = os.environ.get
     parser = argparse.ArgumentParser(description="Serve zero-shot anomaly detection in a browser and as a service.")
     parser.add_argument(

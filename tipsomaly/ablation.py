@@ -36,6 +36,7 @@ class Study:
     """The rows are steps of one quantity, so that a line may lead from one to the next in a figure."""
 
     def markdown(self) -> str:
+        """A heading and a table of percentages; columns that nothing defines are left out."""
         columns = [name for name in METRICS if any(metrics.get(name) is not None for metrics in self.rows.values())]
         rows = [[name, *map(metrics.get, columns)] for name, metrics in self.rows.items()]
         return f"## {self.title}\n\n{table(['', *columns], rows)}"

@@ -34,6 +34,7 @@ class Calibration:
     """`Pipeline.settings` of the pipeline that was calibrated."""
 
     def save(self, path: str | Path) -> None:
+        """Write it as JSON, whole or not at all."""
         write_atomically(Path(path), json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod

@@ -20,6 +20,7 @@ GITHUB = "https://raw.githubusercontent.com/AlirezaSalehy/Tipsomaly/HEAD"
 
 
 def organisation() -> str:
+    """The Hub organisation that names are looked for in first."""
     return os.environ.get("TIPSOMALY_ORG") or ORGANISATION
 
 
@@ -33,6 +34,7 @@ class Source:
 
     @property
     def file_name(self) -> str:
+        """The last part of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -47,6 +49,7 @@ class Prompts:
 
     @property
     def source(self) -> Source:
+        """Where the file is: in the authors' repository or its mirror."""
         return Source(f"{os.environ.get('TIPSOMALY_PROMPTS_URL') or GITHUB}/{self.path}", self.sha256)
 
 
@@ -66,6 +69,7 @@ class Backbone:
 
     @property
     def version(self) -> int:
+        """Of TIPS: 1 is released as files in a bucket, 2 on the Hub."""
         return 2 if self.name.startswith("tipsv2-") else 1
 
     @property

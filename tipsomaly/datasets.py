@@ -66,6 +66,7 @@ class Layout:
     """Other data looks like this, too: only in a folder with one of these in its name it is recognised by itself."""
 
     def fits(self, folder: Path) -> bool:
+        """Whether the folder shows the signs of this layout."""
         return any(all(next(folder.glob(sign), None) for sign in signs) for signs in self.signs)
 
 

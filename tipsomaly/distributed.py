@@ -63,6 +63,8 @@ BATCHES = 16
 
 @dataclass(frozen=True)
 class Summary:
+    """What a run of `detect` has done."""
+
     written: int
     """Rows that this run has written."""
     failed: int

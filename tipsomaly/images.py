@@ -29,6 +29,8 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class LoadedImage:
+    """A decoded picture."""
+
     image: Image.Image
     """RGB, upright."""
     note: str | None = None

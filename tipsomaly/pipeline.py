@@ -62,7 +62,10 @@ class Pipeline:
         """`image_size` is the side, or (height, width), in pixels that pictures are resized to before the vision tower:
         multiples of the patch size. `domain` is a key of `prompts.ENSEMBLES` or your own prompts. `calibration`, which
         gives results a verdict, must have been made with the same settings. `tile`, `overlap` and `keep_aspect`: see
-        `from_pretrained`."""
+        `from_pretrained`.
+
+        Raises ModelError for an option that cannot be used, or for prompts or a tokenizer that do not fit the towers.
+        """
         self.tips, self.tokenizer, self.learned = tips, tokenizer, learned
         config = tips.config
         self.image_size = _image_size(image_size or config.vision.image_size, config.vision.patch_size)
@@ -162,7 +165,7 @@ class Pipeline:
             keep_aspect=keep_aspect,
         )
 
-    def with_options(self, **options) -> "Pipeline":
+    def with_options(self, **options: Any) -> "Pipeline":
         """A pipeline with other options (those of the constructor) on the same weights and prototype cache; this one
         stays as it is. It is not calibrated, unless a calibration is among the options."""
         current = {

@@ -32,6 +32,7 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
+        """Patches along a side at `image_size`."""
         return self.image_size // self.patch_size
 
     @property

@@ -23,6 +23,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of pieces; ids are below it."""
         return self._processor.GetPieceSize()
 
     def __call__(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,7 @@ class View(NamedTuple):
 
     @property
     def is_last(self) -> bool:
+        """Whether it is the last view of its picture."""
         return self.index == len(self.picture.boxes)
 
 
@@ -77,6 +78,7 @@ class Viewer:
         return ahead(self.cut, places, 2 * batch_size) if self.tiling else map(self.cut, places)
 
     def read(self, source: ImageSource) -> Picture:
+        """Decode a picture and decide how it is cut. Raises ImageError."""
         loaded = load_image(source)
         width, height = loaded.image.size
         boxes = self.tiling.boxes(width, height) if self.tiling else []
@@ -85,6 +87,7 @@ class Viewer:
         return Picture(pixels, width, height, loaded.note, source, image, boxes if image else [])
 
     def cut(self, place: tuple[Picture | ImageError, int]) -> View | ImageError:
+        """A view of a picture at the model's input size, by its index: 0 is the whole, then come the tiles."""
         picture, index = place
         if isinstance(picture, ImageError):
             return picture
