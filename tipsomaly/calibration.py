@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from tipsomaly.files import write_atomically
 from tipsomaly.hub import ModelError
-from tipsomaly.images import ImageSource
+from tipsomaly.images import ImageSource, brief
 from tipsomaly.prompts import clean_class_name
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Calibration:
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror}") from None
         except (ValueError, TypeError) as error:
-            raise ModelError(f"{path}: not a calibration ({' '.join(str(error).split())[:120]})") from None
+            raise ModelError(f"{path}: not a calibration ({brief(error)})") from None
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ModelError, naming the difference, if a pipeline with these settings is not the one calibrated."""

@@ -529,27 +529,18 @@ def _find(patterns: list[str]) -> list[Path]:
             if not inside:
                 _fail(f"{printable(path)}: no pictures in this folder", 2)
             found |= dict.fromkeys(inside)
-        elif not path.exists() and glob.has_magic(pattern):
-            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-            found |= dict.fromkeys(p for p in matches if p.is_file())
-            if not matches:
-                _fail(f"{pattern}: nothing matches", 2)
+        elif (matches := _matches(pattern)) is not None:
+            found |= dict.fromkeys(p for p in map(Path, matches) if p.is_file())
         else:
             found[path] = None
     return list(found)
 
 
-def _expanded(patterns: list[str]) -> list[str]:
-    """Globs of this machine as the names that match them, sorted; anything else, as URIs, as it is."""
-    names = []
-    for pattern in patterns:
-        if "://" in pattern or Path(pattern).exists() or not glob.has_magic(pattern):
-            names.append(pattern)
-        elif matches := sorted(glob.glob(pattern, recursive=True)):
-            names += matches
-        else:
-            _fail(f"{pattern}: nothing matches", 2)
-    return names
+def _matches(pattern: str) -> list[str] | None:
+    """The names that match a glob, sorted, at least one; None for what is no glob or a name that exists."""
+    if Path(pattern).exists() or not glob.has_magic(pattern):
+        return None
+    return sorted(glob.glob(pattern, recursive=True)) or _fail(f"{pattern}: nothing matches", 2)
 
 
 def _detect_with_ray(
@@ -561,7 +552,8 @@ def _detect_with_ray(
         from tipsomaly import distributed
     except ModuleNotFoundError as error:
         _fail(f'--engine ray needs {error.name}: pip install "ray[data]"', 2)
-    done = distributed.detect(_expanded(sources), output, class_name, file_format=file_format.value, **options)
+    names = [name for source in sources for name in ("://" not in source and _matches(source)) or [source]]
+    done = distributed.detect(names, output, class_name, file_format=file_format.value, **options)
     before = f", {done.before} were there before" if done.before else ""
     print(f"{output}: {done.written} pictures scored{before}")
     if done.failed:

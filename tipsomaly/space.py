@@ -186,13 +186,12 @@ class Space:
 
 def _prompt_sets(name: str) -> dict[str, Pipeline]:
     """A model with each of its prompt sets, on the same weights."""
-    pipeline = Pipeline.from_pretrained(name)
+    pipeline, folder = Pipeline.from_pretrained(name), resolve(name)
     title = Path(name).name if Path(name).is_dir() else name
-    folder = resolve(name)
-    default = pipeline.learned.metadata.get("name", "default")
-    labels = sorted(folder.prompt_sets() | released_prompts(folder))
-    sets = {label: pipeline.with_options(learned=LearnedPrompts.load(find_prompts(folder, label))) for label in labels}
-    return {f"{title} / {label}": pipe for label, pipe in (sets or {default: pipeline}).items()}
+    return {
+        f"{title} / {label}": pipeline.with_options(learned=LearnedPrompts.load(find_prompts(folder, label)))
+        for label in sorted(folder.prompt_sets() | released_prompts(folder))
+    }
 
 
 def _zero_gpu() -> Callable[[Callable], Callable]:

@@ -278,7 +278,6 @@ def train(
     threads = ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
     words = [Sentences(random.Random()) for _ in range(parts)]
     slopes = partial(gradients, model, tokenizer, list(trained.values()))
-    validation = draw_validation()
     loader = DataLoader(
         Batches(seed, steps, step, device if workers == 0 else "cpu"),
         batch_size=None,
@@ -313,7 +312,7 @@ def train(
             print(f"step {step}/{steps} {line} T {temperature:.4f} {rate:.0f} pictures/s", flush=True)
             shown, since = {}, step
         if step % VALIDATE_EVERY == 0:
-            patch_level, image_level = validate(average, tokenizer, validation)
+            patch_level, image_level = validate(average, tokenizer, draw_validation())
             print(
                 f"step {step}/{steps} validation patch AUROC {patch_level:.3f} image AUROC {image_level:.3f}",
                 flush=True,
