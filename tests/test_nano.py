@@ -1,7 +1,6 @@
 """The bundled model, and the code that draws its pictures and trains it."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,11 @@ from tipsomaly.metrics import PixelMetrics
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-sys.path.insert(0, str(ROOT / "hub" / "nano"))
-import pictures  # noqa: E402
-import train  # noqa: E402
-from canvas import Canvas  # noqa: E402
-from defects import DEFECTS, apply  # noqa: E402
-from photo import photograph  # noqa: E402
-from surfaces import HELD_OUT, SURFACES  # noqa: E402
+from hub.nano import pictures, train  # noqa: E402
+from hub.nano.canvas import Canvas  # noqa: E402
+from hub.nano.defects import DEFECTS, apply  # noqa: E402
+from hub.nano.photo import photograph  # noqa: E402
+from hub.nano.surfaces import HELD_OUT, SURFACES  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from canvas import Canvas, mix
 from torch import Tensor
+
+from .canvas import Canvas, mix
 
 Draw = Callable[[Canvas, Tensor, Tensor], tuple[Tensor, Tensor]]
 CELLS = 28  # visibility and positions are judged on a grid of this many cells a side

@@ -1,4 +1,4 @@
-"""A finished run to a model folder: `python hub/nano/export.py RUN tipsomaly/nano --industrial DATA --medical DATA`.
+"""A finished run to a model folder: `python -m hub.nano.export RUN tipsomaly/nano --industrial DATA --medical DATA`.
 
 Takes the averaged weights and learns prompts by the paper's procedure on drawn data in MVTec's layout (see render.py).
 """

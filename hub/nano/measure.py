@@ -1,4 +1,4 @@
-"""Measure nano on pictures it has never seen: `python hub/nano/measure.py --tiles DATA/magnetic_tile`.
+"""Measure nano on pictures it has never seen: `python -m hub.nano.measure --tiles DATA/magnetic_tile`.
 
 Prints Markdown tables: the drawn families kept out of training, and if they are there magnetic tiles (photographs, a
 folder in MVTec AD's layout) and the solar cells of `pip install elpv-dataset`. Beside nano's three kinds of prompts
@@ -169,7 +169,7 @@ if __name__ == "__main__":
     parser.add_argument("--solar-cells", action="store_true", help="needs `pip install elpv-dataset`")
     args = parser.parse_args()
     pipe = Pipeline.from_pretrained(args.model, image_size=args.image_size)
-    from render import HELD_OUT, render
+    from .render import HELD_OUT, render
 
     with tempfile.TemporaryDirectory() as folder:
         render(Path(folder), list(HELD_OUT), args.pictures, 224, args.drawn_seed)

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from canvas import Canvas, mix
 from torch import Tensor
+
+from .canvas import Canvas, mix
 
 Effect = Callable[[Canvas, Tensor], Tensor]
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from canvas import Canvas
-from defects import DEFECTS, apply
-from photo import photograph
-from surfaces import HELD_OUT, SURFACES
 from torch import Tensor
+
+from .canvas import Canvas
+from .defects import DEFECTS, apply
+from .photo import photograph
+from .surfaces import HELD_OUT, SURFACES
 
 TRAINING_FAMILIES = [name for name in SURFACES if name not in HELD_OUT]
 

@@ -1,4 +1,4 @@
-"""Draw a data set in MVTec AD's layout: `python hub/nano/render.py OUT --held-out`.
+"""Draw a data set in MVTec AD's layout: `python -m hub.nano.render OUT --held-out`.
 
 OUT/<family>/test/good/NNN.png, OUT/<family>/test/<defect>/NNN.png and OUT/<family>/ground_truth/<defect>/NNN_mask.png.
 The seeds are disjoint from those of training, which draws its batches from numbers of 60 bits.
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from defects import DEFECTS
-from pictures import TRAINING_FAMILIES, draw_batch
 from PIL import Image
-from surfaces import HELD_OUT, SURFACES
+
+from .defects import DEFECTS
+from .pictures import TRAINING_FAMILIES, draw_batch
+from .surfaces import HELD_OUT, SURFACES
 
 FIRST_SEED = 2**61
 

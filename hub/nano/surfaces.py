@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from canvas import Canvas, mix, standardize
 from torch import Tensor
+
+from .canvas import Canvas, mix, standardize
 
 TABLE = 32  # random numbers of lattice cells repeat after this many cells; a power of two
 

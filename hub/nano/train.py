@@ -1,4 +1,4 @@
-"""Train nano from scratch on drawn pictures: `python hub/nano/train.py OUT`.
+"""Train nano from scratch on drawn pictures: `python -m hub.nano.train OUT`.
 
 Seeded and resumable: run the same command again and it goes on from the newest state in OUT. A batch depends on the
 seed and its number alone. Half of every batch is the same surfaces without the defect. Every 500 steps the averaged
@@ -23,20 +23,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
-from render import FIRST_SEED
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from surfaces import HELD_OUT, SURFACES
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from words import Sentences, train_tokenizer
 
 from tipsomaly.metrics import image_metrics
 from tipsomaly.prompts import ENSEMBLES, prototypes
 from tipsomaly.scoring import anomaly_probability
 from tipsomaly.tips import TextConfig, Tips, TipsConfig, VisionConfig
 from tipsomaly.tokenizer import Tokenizer
+
+from .pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
+from .render import FIRST_SEED
+from .surfaces import HELD_OUT, SURFACES
+from .words import Sentences, train_tokenizer
 
 IMAGE_SIZE, GROUPS = 224, 8
 # Side in pixels -> pictures in a batch, so that every step costs about the same; and how often each is drawn.

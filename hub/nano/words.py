@@ -5,10 +5,11 @@ import random
 from itertools import product
 
 import sentencepiece
-from defects import DEFECTS
-from surfaces import SURFACES
 
 from tipsomaly.prompts import ENSEMBLES, PromptEnsemble
+
+from .defects import DEFECTS
+from .surfaces import SURFACES
 
 # Class names of the paper's 14 datasets, as the prompts say them.
 CLASS_NAMES = (
