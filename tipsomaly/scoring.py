@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tipsomaly.prompt_method import probabilities
+
 SIGMA = 4.0
 """Standard deviation in pixels, at the model's input size, of the Gaussian that smooths a map."""
 
@@ -24,10 +26,10 @@ STRATEGIES: Mapping[str, tuple[str, ...]] = {
 def anomaly_probability(tokens: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
     """p_a of equation 1: the softmax over cosine similarities / temperature, its abnormal part.
 
-    tokens (..., D), of any length; prototypes (2, D) unit vectors, normal then abnormal -> (...) float32 in [0, 1].
+    tokens (B, ..., D), of any length; prototypes (1 + K, D), or (B, 1 + K, D) for each picture its own, unit vectors,
+    the normal one first -> (B, ...) float32 in [0, 1], the sum over the K abnormal ones.
     """
-    similarity = F.normalize(tokens.float(), dim=-1) @ prototypes.float().T
-    return (similarity / temperature).softmax(dim=-1)[..., 1]
+    return probabilities(tokens, prototypes, temperature)[..., 1:].sum(-1).clamp(max=1)
 
 
 def image_scores(object_score: float, spatial_score: float, local_score: float) -> dict[str, float]:

@@ -154,6 +154,37 @@ class ImageTokens(NamedTuple):
     """(B, h, w, D) the patch tokens, h = H / 14 and w = W / 14."""
 
 
+@dataclass(frozen=True, eq=False)
+class LayerTokens:
+    """Learned tokens that the blocks of a tower are given among its own, one set a block from the first on.
+
+    They are inserted before the first block and dropped after the last (DAPO), or with `overwrite` they take the place
+    of the first positions, from the second block on (CoPS). A block behind the last set keeps what the others made.
+    """
+
+    tokens: Tensor
+    """(blocks, m, D)"""
+    mix: float = 0.0
+    """The share of what the block before made of a token; the learned one has the rest."""
+    overwrite: bool = False
+
+    @property
+    def added(self) -> int:
+        """By how many positions they lengthen a sequence."""
+        return 0 if self.overwrite else self.tokens.shape[1]
+
+    def before(self, block: int, x: Tensor, at: int = 0) -> Tensor:
+        """What block number `block` is given instead of x (B, N, D); the tokens stand at position `at`."""
+        index = block - self.overwrite
+        if not 0 <= index < len(self.tokens):
+            return x
+        tokens = self.tokens[index].to(x.dtype).expand(len(x), -1, -1)
+        behind = at if block == 0 else at + tokens.shape[1]
+        if block and self.mix:
+            tokens = self.mix * x[:, at:behind] + (1 - self.mix) * tokens
+        return torch.cat([x[:, :at], tokens, x[:, behind:]], dim=1)
+
+
 class VisionTower(nn.Module):
     """DINOv2-style ViT with one register token, which TIPS trains to be the spatial token."""
 
@@ -173,9 +204,10 @@ class VisionTower(nn.Module):
         """Encode (B, 3, H, W) pixels in [0, 1]; H and W are multiples of the patch size."""
         return self.layers(pixels, [self.config.depth - 1])[0]
 
-    def layers(self, pixels: Tensor, indices: Sequence[int]) -> list[ImageTokens]:
+    def layers(self, pixels: Tensor, indices: Sequence[int], learned: LayerTokens | None = None) -> list[ImageTokens]:
         """The tokens after each of the blocks `indices` (0-based, negative from the end), final norm applied, in the
-        order asked for. One pass through the tower serves them all (the paper's table 7 compares layers)."""
+        order asked for. One pass through the tower serves them all (the paper's table 7 compares layers). `learned`
+        tokens stand between the global tokens and the patches."""
         depth = self.config.depth
         bad = [i for i in indices if not -depth <= i < depth]
         if bad or not indices:
@@ -184,10 +216,10 @@ class VisionTower(nn.Module):
         x, (h, w) = self._embed(pixels)
         kept: dict[int, ImageTokens] = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = block(x)
+            x = block(learned.before(i, x, at=2) if learned else x)
             if i in wanted:
                 tokens = self.norm(x)
-                kept[i] = ImageTokens(tokens[:, 0], tokens[:, 1], tokens[:, 2:].unflatten(1, (h, w)))
+                kept[i] = ImageTokens(tokens[:, 0], tokens[:, 1], tokens[:, -h * w :].unflatten(1, (h, w)))
         return [kept[i] for i in wanted]
 
     def _embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -286,22 +318,26 @@ class TextTower(nn.Module):
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(_TextBlock(config) for _ in range(config.depth))})
         self.ln_final = nn.LayerNorm(config.dim, eps=1e-5)
 
-    def forward(self, ids: Tensor, valid: Tensor, prompt: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, valid: Tensor, prompt: Tensor | None = None, layers: LayerTokens | None = None
+    ) -> Tensor:
         """Embed (n, length) token ids into (n, D); `valid` (n, length) is true where an id is not padding.
 
-        `prompt` (E, D) holds learned vectors that go in front of the scaled token embeddings, before the positions
-        are added; the sequence is then cut back to `max_length`.
+        `prompt` (E, D), or (n, E, D) for each sentence its own, holds learned vectors that go in front of the scaled
+        token embeddings, before the positions are added; the sequence is then cut back to `max_length`. Tokens of
+        `layers` that are inserted do not count in that, have no positions and are no part of the mean.
         """
         x = self.token_embedding(ids) * math.sqrt(self.config.dim)
         if prompt is not None:
             x = torch.cat([prompt.to(x.dtype).expand(len(x), -1, -1), x], dim=1)[:, : self.config.max_length]
-            valid = F.pad(valid, (len(prompt), 0), value=True)[:, : self.config.max_length]
+            valid = F.pad(valid, (prompt.shape[-2], 0), value=True)[:, : self.config.max_length]
         x = x + sinusoidal_positions(x.shape[1], self.config.dim).to(x)
-        mask = valid[:, None, None, :]
-        for block in self.transformer["resblocks"]:
-            x = block(x, mask)
+        added = layers.added if layers else 0
+        mask = F.pad(valid, (added, 0), value=True)[:, None, None, :]
+        for i, block in enumerate(self.transformer["resblocks"]):
+            x = block(layers.before(i, x) if layers else x, mask)
         weight = valid.unsqueeze(-1).to(x.dtype)
-        return (self.ln_final(x) * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return (self.ln_final(x[:, added:]) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 class _TextBlock(nn.Module):
