@@ -80,7 +80,7 @@ def test_surfaces_are_pictures_that_follow_their_seed(name):
 def test_a_defect_changes_the_picture_where_its_mask_says(name):
     generator = torch.Generator().manual_seed(3)
     image, foreground = SURFACES["concrete"].draw(Canvas(8, 84, generator))
-    damaged, mask = apply(name, Canvas(8, 84, generator), image, foreground)
+    damaged, mask = apply(DEFECTS[name], Canvas(8, 84, generator), image, foreground)
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
     assert mask.amax((1, 2, 3)).sum() >= 6  # nearly every picture gets its defect
     change = (damaged - image).abs().mean(1, keepdim=True)

@@ -48,10 +48,9 @@ def defect(
     return register
 
 
-def apply(name: str, canvas: Canvas, image: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw defect `name` on every picture. Where nothing visible could be drawn, the original picture and an empty
-    mask come back."""
-    kind = DEFECTS[name]
+def apply(kind: Defect, canvas: Canvas, image: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a defect on every picture. Where nothing visible could be drawn, the original picture and an empty mask come
+    back."""
     drawn, weight = kind.draw(canvas, image, foreground)
     allowed = torch.ones_like(foreground) if kind.crosses else foreground
     change = (drawn - image) * allowed

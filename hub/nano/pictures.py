@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .canvas import Canvas
-from .defects import DEFECTS, apply
+from .defects import DEFECTS, Defect, apply
 from .photo import photograph
-from .surfaces import HELD_OUT, SURFACES
+from .surfaces import HELD_OUT, SURFACES, Surface
 
 TRAINING_FAMILIES = [name for name in SURFACES if name not in HELD_OUT]
 
@@ -27,18 +27,24 @@ class Batch:
 
 
 def draw_batch(seed: int, n: int, size: int, families: list[str], groups: int = 8, device: str = "cpu") -> Batch:
-    """`n` pictures of `groups` random families; half of them are the same surfaces without the defect, photographed
-    anew, so that nothing but the defect tells the halves apart. The same seed gives the same pictures."""
+    """`n` drawn pictures of `groups` random families. The same seed gives the same pictures."""
     rng = random.Random(seed)
     generator = torch.Generator(device).manual_seed(rng.getrandbits(62))
     chosen = rng.sample(families, groups) if groups <= len(families) else rng.choices(families, k=groups)
+    return compose(rng, generator, [SURFACES[name] for name in chosen], n, size, list(DEFECTS.values()))
+
+
+def compose(
+    rng: random.Random, generator: torch.Generator, surfaces: list[Surface], n: int, size: int, defects: list[Defect]
+) -> Batch:
+    """`n` pictures, one group for each of `surfaces`; half of them are the same surfaces without the defect,
+    photographed anew, so that nothing but the defect tells the halves apart."""
     images, masks, kinds = [], [], []
-    half = n // groups // 2
-    for name in chosen:
-        surface = SURFACES[name]
+    half = n // len(surfaces) // 2
+    for surface in surfaces:
         canvas = Canvas(half, size, generator)
         image, foreground = surface.draw(canvas)
-        fitting = [k for k, d in DEFECTS.items() if d.domain in (surface.domain, "any")]
+        fitting = [d for d in defects if d.domain in (surface.domain, "any")]
         first = max(half // 2, 1)
         defective, mask, kind = [], [], []
         for part in (slice(0, first), slice(first, half)):
@@ -50,22 +56,22 @@ def draw_batch(seed: int, n: int, size: int, families: list[str], groups: int = 
             kind.append(which)
         images += [image, *defective]
         masks += [torch.zeros_like(foreground), *mask]
-        kinds += [torch.full((half,), -1, device=device), *kind]
-    image, mask = photograph(Canvas(2 * half * groups, size, generator), torch.cat(images), torch.cat(masks))
+        kinds += [torch.full((half,), -1, device=generator.device), *kind]
+    image, mask = photograph(Canvas(2 * half * len(surfaces), size, generator), torch.cat(images), torch.cat(masks))
     kind = torch.where(mask.flatten(1).amax(1) > 0.5, torch.cat(kinds), -1)
-    return Batch(image, mask, chosen, kind)
+    return Batch(image, mask, [surface.name for surface in surfaces], kind)
 
 
 def _add_defects(
-    rng: random.Random, generator: torch.Generator, image: Tensor, foreground: Tensor, fitting: list[str]
+    rng: random.Random, generator: torch.Generator, image: Tensor, foreground: Tensor, fitting: list[Defect]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One kind of defect, sometimes a second one on top."""
-    names = rng.sample(fitting, 2 if rng.random() < 0.15 else 1)
+    chosen = rng.sample(fitting, 2 if rng.random() < 0.15 else 1)
     mask = torch.zeros_like(foreground)
-    for name in names:
-        image, more = apply(name, Canvas(len(image), image.shape[-1], generator), image, foreground)
+    for defect in chosen:
+        image, more = apply(defect, Canvas(len(image), image.shape[-1], generator), image, foreground)
         mask = torch.maximum(mask, more)
-    return image, mask, torch.full((len(image),), list(DEFECTS).index(names[0]), device=image.device)
+    return image, mask, torch.full((len(image),), list(DEFECTS).index(chosen[0].name), device=image.device)
 
 
 def patch_targets(masks: Tensor, patch: int = 14) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from .defects import DEFECTS
-from .pictures import TRAINING_FAMILIES, draw_batch
+from .pictures import TRAINING_FAMILIES, Batch, draw_batch
 from .surfaces import HELD_OUT, SURFACES
 
 FIRST_SEED = 2**61
@@ -36,15 +36,12 @@ def save(picture: torch.Tensor, path: Path) -> None:
     Image.fromarray(np.squeeze(pixels)).save(path)
 
 
-def contact_sheet(out: Path, families: list[str], columns: int, size: int, seed: int) -> None:
+def contact_sheet(out: Path, batch: Batch) -> None:
     """One row of pictures a family, the defects outlined by their masks in red."""
-    rows = []
-    for number, family in enumerate(families):
-        drawn = draw_batch(FIRST_SEED + seed * 1000 + number, columns, size, [family], groups=1)
-        tint = torch.tensor([1.0, 0.1, 0.1]).view(1, 3, 1, 1)
-        edge = (torch.nn.functional.max_pool2d(drawn.masks, 3, 1, 1) > 0.5) & (drawn.masks <= 0.5)
-        rows.append(torch.cat(list(torch.where(edge, tint, drawn.images)), dim=2))
-    save(torch.cat(rows, dim=1), out)
+    tint = torch.tensor([1.0, 0.1, 0.1]).view(1, 3, 1, 1)
+    edge = (torch.nn.functional.max_pool2d(batch.masks, 3, 1, 1) > 0.5) & (batch.masks <= 0.5)
+    rows = torch.where(edge, tint, batch.images).chunk(len(batch.family))
+    save(torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1), out)
 
 
 if __name__ == "__main__":
@@ -60,6 +57,7 @@ if __name__ == "__main__":
     chosen = list(HELD_OUT) if args.held_out else TRAINING_FAMILIES
     chosen = [name for name in chosen if args.domain in (None, SURFACES[name].domain)]
     if args.sheet:
-        contact_sheet(args.out, chosen, args.pictures, args.size, args.seed)
+        seed, count = FIRST_SEED + args.seed * 1000, args.pictures * len(chosen)
+        contact_sheet(args.out, draw_batch(seed, count, args.size, chosen, groups=len(chosen)))
     else:
         render(args.out, chosen, args.pictures, args.size, args.seed)
