@@ -23,10 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from .canvas import Canvas, mix
-from .defects import DEFECTS, Defect, blobs, donor, mean_in, sample, sign, strength, turn
+from .defects import DEFECTS, Defect
+from .defects.drawing import blobs, donor, mean_in, sample, sign, strength, turn
 from .pictures import Batch, compose
 from .render import FIRST_SEED, contact_sheet
-from .surfaces import TABLE, Surface, cell_key, pick
+from .surfaces import Surface
+from .surfaces.fields import TABLE, cell_key, pick
 
 LONGEST = 768  # pixels a side of what is kept in memory
 # Cut off what only says how a thing lies or was photographed, and the numbers of series.
