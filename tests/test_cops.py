@@ -232,7 +232,7 @@ def test_start_values_follow_the_specification_and_the_seed(golden):
         "queries_abnormal": (6, 128),
         "text_tokens": (1, 4, 128),  # the tower has two blocks
     }
-    assert one.extractor.attn.num_heads == 2
+    assert one.extractor.attn.heads == 2
     assert one.normal.std() == pytest.approx(0.02, rel=0.1)
     assert one.noise.std() == pytest.approx(1, rel=0.1)
     assert one.extractor.ln_1.weight.eq(1).all()

@@ -79,20 +79,39 @@ class CopsOptions:
                 raise ValueError(f"CoPS: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention from some tokens to others, with the parameters of torch's. In plain steps: on a GPU the
+    gradient of a fused kernel may differ from run to run."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
+        """x (B, n, D) and keys (B, N, D), which are the values too -> (B, n, D)."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        projected = map(F.linear, (x, keys, keys), weights, biases)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
+        attention = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+        return self.out_proj((attention @ v).transpose(1, 2).flatten(2))
+
+
 class PrototypeExtractor(nn.Module):
     """ESTS: queries look at the patches of a picture, through one block of cross-attention and a small MLP."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.attn = CrossAttention(dim, heads)
         self.ln_1, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.fc1, self.fc2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, queries: Tensor, patches: Tensor) -> Tensor:
         """queries (n, D) and patches (B, N, D) -> (B, n, D); no query sees the others."""
         x, keys = queries.expand(len(patches), -1, -1), self.ln_1(patches)
-        # need_weights: in plain steps, not fused, so that on a GPU too the gradient is the same in every run.
-        x = x + self.attn(self.ln_1(x), keys, keys, need_weights=True)[0]
+        x = x + self.attn(self.ln_1(x), keys)
         hidden = self.fc1(self.ln_2(x))
         return x + self.fc2(hidden * (1.702 * hidden).sigmoid())
 
@@ -135,6 +154,11 @@ class Cops(PromptMethod):
     NAME: ClassVar[str] = "cops"
     RECIPE: ClassVar[Recipe] = Recipe(epochs=10, seed=0, shuffle=True)
     PER_IMAGE: ClassVar[bool] = True
+    temperature: float
+    encoder: Encoder | None
+    decoder: Decoder | None
+    noise: Tensor
+    categories: Tensor
 
     def __init__(
         self,
@@ -152,6 +176,8 @@ class Cops(PromptMethod):
         """Shapes alone, on the meta device: `start` and `from_tensors` put the numbers there. Raises ValueError."""
         super().__init__()
         self.options, self.temperature, self.metadata = options, temperature, dict(metadata or {})
+        beta = options.beta if options.saga else 1.0
+        self.image_score = {"spatial": beta, "local": 1 - beta}
         if not (0 < states <= rows - options.category_rows and text_tokens[1] <= rows <= 64):
             raise ValueError(f"CoPS: {rows} vectors (at most 64) cannot hold {states} states and the other parts")
         if not 0 < samples <= 256:
@@ -165,7 +191,8 @@ class Cops(PromptMethod):
             self.queries_normal, self.queries_abnormal = (nn.Parameter(torch.empty(states, dim)) for _ in range(2))
             self.text_tokens = nn.Parameter(torch.empty(*text_tokens, dim))
             self.extractor = PrototypeExtractor(dim, options.heads)
-            self.encoder, self.decoder = (None, None) if trained else (Encoder(dim), Decoder(dim))
+            self.encoder = None if trained else Encoder(dim)
+            self.decoder = None if trained else Decoder(dim)
             self.register_buffer("noise", None if trained else torch.empty(samples, dim))
             self.register_buffer("categories", torch.empty(samples, dim) if trained else None)
         self.requires_grad_(False)
@@ -232,7 +259,7 @@ class Cops(PromptMethod):
             dim=tensors["normal"].shape[1],
             rows=len(tensors["normal"]),
             states=len(tensors["queries_normal"]),
-            text_tokens=tuple(tensors["text_tokens"].shape[:2]),
+            text_tokens=(tensors["text_tokens"].shape[0], tensors["text_tokens"].shape[1]),
             samples=len(tensors[drawn]),
             trained=drawn == "categories",
             temperature=float("nan") if temperature is None else temperature,
@@ -254,12 +281,6 @@ class Cops(PromptMethod):
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.options)
-
-    @property
-    def image_score(self) -> Mapping[str, float]:
-        """Beta p_a(g_s) + (1 - beta) max of the weighted patches, in [0, 1]."""
-        beta = self.options.beta if self.options.saga else 1.0
-        return {"spatial": beta, "local": 1 - beta}
 
     # --- Inference ----------------------------------------------------------------------------------------------------
 
@@ -328,7 +349,7 @@ class Cops(PromptMethod):
     ) -> dict[str, Tensor]:
         """The released code's terms. noise (B, D) takes the place of what the generator would draw."""
         patches, spatial = self.neighbourhood(batch.tokens.patches), batch.tokens.spatial.float()
-        size = batch.masks.shape[1:]
+        size = (batch.masks.shape[1], batch.masks.shape[2])
         states = self.synthesize_states(patches)
         if self.options.categories == "learned":
             zero = spatial.new_zeros(())
