@@ -13,14 +13,16 @@ import gradio as gr
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from tipsomaly import ImageError, ModelError, __version__, visualization
-from tipsomaly import space as service
-from tipsomaly.evaluation import PAPER
-from tipsomaly.evaluation import table as markdown_table
-from tipsomaly.prompts import ENSEMBLES
-from tipsomaly.result import Result
-from tipsomaly.scoring import STRATEGIES
-from tipsomaly.space import Inspection, Space
+from tipsomaly import ImageError, ModelError, __version__
+from tipsomaly.detection import visualization
+from tipsomaly.detection.result import Result
+from tipsomaly.detection.scoring import STRATEGIES
+from tipsomaly.prompts.sentences import ENSEMBLES
+from tipsomaly.service import space as service
+from tipsomaly.service.exports import Inspection
+from tipsomaly.service.space import Space
+from tipsomaly.studies.paper import PAPER
+from tipsomaly.studies.tables import table as markdown_table
 
 HERE = Path(__file__).parent
 CLASSES = (

@@ -10,8 +10,8 @@ from pathlib import Path
 from drawn import draw_dataset
 
 from tipsomaly import Pipeline
-from tipsomaly.datasets import read_dataset
-from tipsomaly.evaluation import evaluate
+from tipsomaly.data.layouts import read_dataset
+from tipsomaly.studies.evaluation import evaluate
 
 with tempfile.TemporaryDirectory() as folder:
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else draw_dataset(Path(folder) / "drawn", ("felt", "metal_nut"))

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch
 
 from tipsomaly import Pipeline
-from tipsomaly.visualization import COLOURS
+from tipsomaly.detection.visualization import COLOURS
 
 HERE = Path(__file__).parent
 

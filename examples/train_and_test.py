@@ -10,9 +10,10 @@ from pathlib import Path
 from drawn import draw_dataset
 
 from tipsomaly import LearnedPrompts, Pipeline
-from tipsomaly.datasets import read_dataset
-from tipsomaly.evaluation import METRICS, evaluate, table
-from tipsomaly.training import Features, initial_prompts, train
+from tipsomaly.data.layouts import read_dataset
+from tipsomaly.studies.evaluation import evaluate
+from tipsomaly.studies.tables import METRICS, table
+from tipsomaly.studies.training import Features, initial_prompts, train
 
 with tempfile.TemporaryDirectory() as folder:
     if len(sys.argv) > 2:

@@ -14,9 +14,14 @@ import sys
 from pathlib import Path
 from string import Template
 
-from tipsomaly.catalogue import BACKBONES, Backbone, ModelError, organisation
-from tipsomaly.evaluation import PAPER, PAPER_QUOTATION, PAPER_SOURCE, table
-from tipsomaly.hub import BUNDLED, WEIGHTS, ModelFolder, convert_release, find_prompts, find_token, upload
+from tipsomaly.errors import ModelError
+from tipsomaly.models.catalogue import BACKBONES, Backbone, organisation
+from tipsomaly.models.folder import WEIGHTS, ModelFolder
+from tipsomaly.models.hub import BUNDLED, convert_release
+from tipsomaly.models.publish import find_token, upload
+from tipsomaly.prompts.find import find_prompts
+from tipsomaly.studies.paper import PAPER, PAPER_QUOTATION, PAPER_SOURCE
+from tipsomaly.studies.tables import table
 
 HUB = Path(__file__).parent
 ROOT = HUB.parent

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from tipsomaly import Pipeline
-from tipsomaly.convert import convert, convert_prompts
-from tipsomaly.tips import TextConfig, Tips, TipsConfig, VisionConfig
+from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.convert import convert
+from tipsomaly.models.tips import Tips
+from tipsomaly.prompts.find import convert_prompts
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from tipsomaly import ablation
-from tipsomaly.datasets import read_dataset
-from tipsomaly.evaluation import evaluate
-from tipsomaly.hub import ModelError
+from tipsomaly.data.layouts import read_dataset
+from tipsomaly.errors import ModelError
+from tipsomaly.studies import ablation
+from tipsomaly.studies.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")

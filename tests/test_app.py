@@ -18,7 +18,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from tipsomaly import Pipeline
-from tipsomaly.space import Space, record
+from tipsomaly.service.exports import record
+from tipsomaly.service.space import Space
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tipsomaly import Pipeline
-from tipsomaly.space import Space
+from tipsomaly.service.space import Space
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

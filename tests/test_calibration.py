@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tipsomaly.calibration import Calibration, calibrate
-from tipsomaly.hub import ModelError
+from tipsomaly.detection.calibration import Calibration
+from tipsomaly.errors import ModelError
+from tipsomaly.studies.calibrate import calibrate
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tipsomaly.cli import _Stems
+from tipsomaly.cli.detect import _Stems
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:

@@ -10,8 +10,10 @@ from conftest import write_checkpoint
 from safetensors.torch import load_file
 
 from tipsomaly import LearnedPrompts, ModelError, Pipeline
-from tipsomaly.convert import convert, convert_prompts, default_heads
-from tipsomaly.tips import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.convert import convert
+from tipsomaly.models.shapes import default_heads
+from tipsomaly.prompts.find import convert_prompts
 
 
 def test_the_folder_holds_the_same_numbers_and_sizes(golden):

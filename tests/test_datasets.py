@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tipsomaly.datasets import LAYOUTS, DatasetError, Sample, domain, find_layout, load_mask, read_dataset
+from tipsomaly.data.layouts import LAYOUTS, domain, find_layout, read_dataset
+from tipsomaly.data.masks import load_mask
+from tipsomaly.data.samples import Sample
+from tipsomaly.errors import DatasetError
 
 SIZE = (10, 14)
 """height, width"""

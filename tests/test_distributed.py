@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tipsomaly import ModelError, Pipeline
-from tipsomaly.datasets import DatasetError
+from tipsomaly.errors import DatasetError
 
 pytest.importorskip("ray")
 import pyarrow as pa
@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 import ray
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from tipsomaly import distributed
-from tipsomaly.distributed import PICTURES, Results, Scorer, Summary, detect
+from tipsomaly.distributed import actors as distributed
+from tipsomaly.distributed.actors import Scorer, Summary, detect
+from tipsomaly.distributed.rows import PICTURES, Results
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "pictures").iterdir())
 MARK = f"TIPSOMALY_TEST_{os.getpid()}"

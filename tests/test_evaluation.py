@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tipsomaly import Pipeline, scoring
-from tipsomaly.datasets import load_mask, read_dataset
-from tipsomaly.evaluation import METRICS, Variant, evaluate, paper_results, save_worst, score_class
-from tipsomaly.images import ImageError
+from tipsomaly import Pipeline
+from tipsomaly.data.layouts import read_dataset
+from tipsomaly.data.masks import load_mask
+from tipsomaly.detection import scoring
+from tipsomaly.errors import ImageError
+from tipsomaly.studies.evaluation import Variant, evaluate, score_class
+from tipsomaly.studies.paper import paper_results
+from tipsomaly.studies.tables import METRICS
+from tipsomaly.studies.worst import save_worst
 
 
 @pytest.fixture(scope="module")

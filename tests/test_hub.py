@@ -17,11 +17,13 @@ from hub_server import FileServer, HubServer
 from test_tips import SHAPES, make_config, random_model
 from typer.testing import CliRunner
 
-from tipsomaly import LearnedPrompts, ModelError, Pipeline, download, hub
-from tipsomaly.catalogue import BACKBONES, Prompts
-from tipsomaly.cli import app
-from tipsomaly.convert import convert
-from tipsomaly.tips import TextConfig, Tips, TipsConfig, VisionConfig
+from tipsomaly import LearnedPrompts, ModelError, Pipeline
+from tipsomaly.cli.options import app
+from tipsomaly.models import download, hub
+from tipsomaly.models.catalogue import BACKBONES, Prompts
+from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.convert import convert
+from tipsomaly.models.tips import Tips
 
 V1 = "tips-l14-hr"
 V2 = "tipsv2-b14"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tipsomaly.images import MAX_PIXELS, ImageError, load_image, to_pixels
+from tipsomaly.data.images import MAX_PIXELS, load_image, to_pixels
+from tipsomaly.errors import ImageError
 
 RED = (200, 30, 10)
 

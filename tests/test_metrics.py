@@ -5,8 +5,8 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
-from tipsomaly import metrics
-from tipsomaly.metrics import PixelMetrics, dataset_mean, image_metrics
+from tipsomaly.studies import metrics
+from tipsomaly.studies.metrics import PixelMetrics, dataset_mean, image_metrics
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from tipsomaly import Pipeline
-from tipsomaly.hub import BUNDLED
-from tipsomaly.metrics import PixelMetrics
+from tipsomaly.models.hub import BUNDLED
+from tipsomaly.studies.metrics import PixelMetrics
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from tipsomaly import ImageError, ModelError, Pipeline, PromptEnsemble
-from tipsomaly.hub import ModelFolder
-from tipsomaly.pipeline import bfloat16_is_faster, choose_device, choose_dtype
+from tipsomaly.models.device import bfloat16_is_faster, choose_device, choose_dtype
+from tipsomaly.models.folder import ModelFolder
 
 
 @pytest.fixture

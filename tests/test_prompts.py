@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from tipsomaly.prompts import ENSEMBLES, LearnedPrompts, PromptEnsemble, clean_class_name, prototypes
-from tipsomaly.tokenizer import Tokenizer
+from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.names import clean_class_name
+from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.prototypes import prototypes
+from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
 
 SENTENCES = ["a photo of a flawless metal nut.", "damaged", "A Cropped PHOTO of the bottle with scratch ü", "x"]
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from tipsomaly.scoring import anomaly_map, anomaly_probability, image_scores
+from tipsomaly.detection.scoring import anomaly_map, anomaly_probability, image_scores
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tipsomaly import ImageError, ModelError, Pipeline, space
-from tipsomaly.calibration import Calibration
-from tipsomaly.metrics import PixelMetrics
-from tipsomaly.space import Row, Space, own_prompts, pictures, read_mask, record, write_csv, write_files, write_overlays
+from tipsomaly import ImageError, ModelError, Pipeline
+from tipsomaly.detection.calibration import Calibration
+from tipsomaly.service import space
+from tipsomaly.service.exports import Row, record, write_csv, write_files, write_overlays
+from tipsomaly.service.space import Space
+from tipsomaly.service.uploads import own_prompts, pictures, read_mask
+from tipsomaly.studies.metrics import PixelMetrics
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "examples" / "pictures" / "zipper-1.jpg"

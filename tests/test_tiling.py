@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from tipsomaly import ModelError
-from tipsomaly.images import fitted_size
-from tipsomaly.tiling import Tiles, Tiling
-from tipsomaly.views import Viewer
+from tipsomaly.data.images import fitted_size
+from tipsomaly.detection.tiling import Tiles, Tiling
+from tipsomaly.detection.views import Viewer
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from transformers import Tipsv2Config, Tipsv2Model
 
-from tipsomaly.images import load_image, to_pixels
-from tipsomaly.tips import TextConfig, Tips, TipsConfig, VisionConfig
+from tipsomaly.data.images import load_image, to_pixels
+from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.tips import Tips
 
 # The rules of every released size, scaled down: width, heads, vision depth, text depth, text MLP, vision options.
 SHAPES = {
@@ -151,7 +152,7 @@ def test_odd_pixels_are_refused(shape):
     "dim, depth, heads, swiglu, parameters", [(1024, 24, 16, False, 303e6), (1536, 40, 24, True, 1.1e9)]
 )
 def test_large_sizes_have_the_published_number_of_parameters(dim, depth, heads, swiglu, parameters):
-    from tipsomaly.tips import VisionTower
+    from tipsomaly.models.tips import VisionTower
 
     with torch.device("meta"):
         tower = VisionTower(VisionConfig(dim, depth, heads, swiglu=swiglu))

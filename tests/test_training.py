@@ -7,16 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tipsomaly import Pipeline, training
-from tipsomaly.datasets import Sample, read_dataset
-from tipsomaly.hub import ModelError
-from tipsomaly.images import load_image, to_pixels
-from tipsomaly.prompts import LearnedPrompts
-from tipsomaly.tips import ImageTokens
-from tipsomaly.training import (
+from tipsomaly import Pipeline
+from tipsomaly.data.images import load_image, to_pixels
+from tipsomaly.data.layouts import read_dataset
+from tipsomaly.data.samples import Sample
+from tipsomaly.errors import ModelError, TrainingError
+from tipsomaly.models.tips import ImageTokens
+from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.studies import training
+from tipsomaly.studies.training import (
     Features,
     TrainingBatch,
-    TrainingError,
     encode_samples,
     initial_prompts,
     losses,

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from tipsomaly import visualization
+from tipsomaly.detection import visualization
 
 
 def test_an_overlay_is_the_same_everywhere_on_a_tall_picture():

@@ -1,10 +1,23 @@
 """Tipsomaly: zero-shot visual anomaly detection with TIPS ("TIPS Over Tricks", ICASSP 2026)."""
 
-from tipsomaly.hub import ModelError
-from tipsomaly.images import ImageError
-from tipsomaly.pipeline import Pipeline
-from tipsomaly.prompts import LearnedPrompts, PromptEnsemble
-from tipsomaly.result import Region, Result
+from tipsomaly.detection.calibration import Calibration
+from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.detection.result import Region, Result
+from tipsomaly.errors import DatasetError, ImageError, ModelError, TipsomalyError, TrainingError
+from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.sentences import PromptEnsemble
 
-__all__ = ["ImageError", "LearnedPrompts", "ModelError", "Pipeline", "PromptEnsemble", "Region", "Result"]
+__all__ = [
+    "Calibration",
+    "DatasetError",
+    "ImageError",
+    "LearnedPrompts",
+    "ModelError",
+    "Pipeline",
+    "PromptEnsemble",
+    "Region",
+    "Result",
+    "TipsomalyError",
+    "TrainingError",
+]
 __version__ = "0.1.0"

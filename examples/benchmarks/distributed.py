@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pictures import write_pictures
 
-from tipsomaly import Pipeline, distributed
+from tipsomaly import Pipeline
+from tipsomaly.distributed import actors as distributed
 
 
 def main() -> None:

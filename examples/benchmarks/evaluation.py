@@ -15,7 +15,7 @@ import torch
 from pictures import write_pictures
 
 from tipsomaly import Pipeline
-from tipsomaly.evaluation import evaluate
+from tipsomaly.studies.evaluation import evaluate
 
 
 def main() -> None:

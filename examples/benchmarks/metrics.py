@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from scipy import ndimage
 
-from tipsomaly.metrics import PixelMetrics
-from tipsomaly.scoring import anomaly_map
+from tipsomaly.detection.scoring import anomaly_map
+from tipsomaly.studies.metrics import PixelMetrics
 
 SIZE, PATCHES, TEMPERATURE = 518, 37, 0.004
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tipsomaly.datasets import Sample
+from tipsomaly.data.samples import Sample
 
 
 def write_pictures(folder: Path, count: int, size: int = 512) -> list[Sample]:

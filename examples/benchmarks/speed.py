@@ -32,10 +32,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from tipsomaly import Pipeline, scoring
-from tipsomaly.images import load_image, to_pixels
-from tipsomaly.pipeline import choose_device, choose_dtype
-from tipsomaly.tips import ImageTokens, TextConfig, Tips, TipsConfig, VisionConfig, VisionTower
+from tipsomaly import Pipeline
+from tipsomaly.data.images import load_image, to_pixels
+from tipsomaly.detection import scoring
+from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.device import choose_device, choose_dtype
+from tipsomaly.models.tips import ImageTokens, Tips, VisionTower
 
 SHAPES = {"b14": (768, 12, 12), "l14": (1024, 24, 16)}
 BASELINE_BATCH = 8

@@ -14,7 +14,7 @@ from pathlib import Path
 from pictures import write_pictures
 
 from tipsomaly import LearnedPrompts, Pipeline
-from tipsomaly.training import Features, Trainer, encode_samples, initial_prompts
+from tipsomaly.studies.training import Features, Trainer, encode_samples, initial_prompts
 
 
 def main() -> None:

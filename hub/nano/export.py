@@ -10,11 +10,11 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from tipsomaly import LearnedPrompts, Pipeline
-from tipsomaly.datasets import read_dataset
-from tipsomaly.hub import write_configs
-from tipsomaly.tips import TextConfig, TipsConfig, VisionConfig
-from tipsomaly.tokenizer import Tokenizer
-from tipsomaly.training import encode_samples, initial_prompts, train_prompts
+from tipsomaly.data.layouts import read_dataset
+from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.folder import write_configs
+from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.studies.training import encode_samples, initial_prompts, train_prompts
 
 NOT_KEPT = ("log_temperature", "probe.weight", "probe.bias")
 

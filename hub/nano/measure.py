@@ -17,10 +17,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, uniform_filter
 from tqdm import tqdm
 
-from tipsomaly import Pipeline, visualization
-from tipsomaly.datasets import Sample, load_mask, read_dataset
-from tipsomaly.images import ImageSource, load_image
-from tipsomaly.metrics import PixelMetrics, image_metrics
+from tipsomaly import Pipeline
+from tipsomaly.data.images import ImageSource, load_image
+from tipsomaly.data.layouts import read_dataset
+from tipsomaly.data.masks import load_mask
+from tipsomaly.data.samples import Sample
+from tipsomaly.detection import visualization
+from tipsomaly.studies.metrics import PixelMetrics, image_metrics
 
 BASELINES = ("blur difference", "Mahalanobis")
 SIDE = 224  # of the baselines' pictures

@@ -28,11 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from tipsomaly.metrics import image_metrics
-from tipsomaly.prompts import ENSEMBLES, prototypes
-from tipsomaly.scoring import anomaly_probability
-from tipsomaly.tips import TextConfig, Tips, TipsConfig, VisionConfig
-from tipsomaly.tokenizer import Tokenizer
+from tipsomaly.detection.scoring import anomaly_probability
+from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.tips import Tips
+from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.prompts.prototypes import prototypes
+from tipsomaly.prompts.sentences import ENSEMBLES
+from tipsomaly.studies.metrics import image_metrics
 
 from .pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
 from .render import FIRST_SEED

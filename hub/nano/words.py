@@ -6,7 +6,7 @@ from itertools import product
 
 import sentencepiece
 
-from tipsomaly.prompts import ENSEMBLES, PromptEnsemble
+from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
 
 from .defects import DEFECTS
 from .surfaces import SURFACES

@@ -1,0 +1,5 @@
+"""`python -m tipsomaly` is the `tipsomaly` command."""
+
+from tipsomaly.cli import main
+
+main()

@@ -1,0 +1,218 @@
+"""`tipsomaly evaluate`, `train`, `calibrate` and `ablate`: data sets."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tipsomaly.cli.options import (
+    AspectOption,
+    BatchOption,
+    ClassesOption,
+    ClassOption,
+    DataDomainOption,
+    DeviceOption,
+    Domain,
+    DomainOption,
+    DType,
+    DTypeOption,
+    LayoutOption,
+    Mode,
+    ModelOption,
+    ModeOption,
+    Objective,
+    OverlapOption,
+    PromptsOption,
+    RootArgument,
+    Sentences,
+    SigmaOption,
+    SizeOption,
+    Split,
+    SplitOption,
+    Strategy,
+    TileOption,
+    app,
+    fail,
+    find_pictures,
+    load_pipeline,
+    read_samples,
+)
+from tipsomaly.data.layouts import read_dataset
+from tipsomaly.detection.scoring import SIGMA
+from tipsomaly.errors import printable
+from tipsomaly.prompts.learned import LearnedPrompts
+
+
+@app.command()
+def evaluate(
+    root: RootArgument,
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    strategy: Annotated[Strategy, typer.Option(help="Image score of table 2c; the paper's is S5.")] = Strategy.S5,
+    mode: ModeOption = Mode.decoupled,
+    domain: DataDomainOption = None,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    classes: ClassesOption = None,
+    layout: LayoutOption = None,
+    split: SplitOption = Split.test,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("results"),
+    worst: Annotated[int, typer.Option(min=0, metavar="N", help="Draw the N worst mistakes of each kind.")] = 0,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Score a data set: image and pixel metrics by class, next to the paper's numbers where they are known.
+
+    DIR gets results.json, results.csv and results.md, with --worst also pictures in worst/. What was finished before an
+    interrupt is in DIR/classes and is not computed again if nothing changed.
+    """
+    from tipsomaly.studies.evaluation import evaluate as evaluate_samples
+    from tipsomaly.studies.worst import save_worst
+
+    samples, layout_name, domain = read_samples(root, layout, split, classes, domain)
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
+    evaluation = evaluate_samples(
+        pipe,
+        samples,
+        strategy=strategy.value,
+        batch_size=batch_size,
+        output=output,
+        layout=layout_name,
+        progress=True,
+    )
+    print(evaluation.markdown(), end="")
+    if worst:
+        save_worst(pipe, evaluation, samples, output / "worst", worst)
+
+
+@app.command()
+def train(
+    root: RootArgument,
+    output: Annotated[Path, typer.Option(metavar="OUT.safetensors", help="Where the prompts go.")],
+    model: ModelOption = "nano",
+    objective: Annotated[Objective, typer.Option(help="Loss; the paper's is local.")] = Objective.local,
+    tokens: Annotated[int, typer.Option(min=1, max=16, help="Learned vectors a state.")] = 8,
+    ensemble: Annotated[Sentences, typer.Option(help="Sentences behind the vectors.")] = Sentences.industrial,
+    epochs: Annotated[int, typer.Option(min=1)] = 2,
+    seed: int = 111,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the features on disk, in float16, for the next run, too.")
+    ] = None,
+    image_size: SizeOption = None,
+    classes: ClassesOption = None,
+    layout: LayoutOption = None,
+    split: SplitOption = Split.test,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Learn prompts on a data set with masks. Beside the prompts: the log, the loss curve and the state to go on from.
+
+    Every picture is encoded once. The prompts are written after each epoch; after an interrupt the same command goes
+    on with the next.
+    """
+    from tipsomaly.studies import training
+
+    samples, layout_name, _ = read_samples(root, layout, split, classes, Domain.industrial)
+    if not any(sample.mask for sample in samples):
+        fail(f"{printable(root)}: this data set has no masks, and training needs them", 1)
+    pipe = load_pipeline(model, None, device, dtype, image_size, Domain.industrial, Mode.fixed)
+    vectors = training.initial_prompts(pipe.tips.config.text.dim, tokens, seed)
+    metadata = {
+        "name": output.stem,
+        "backbone": Path(model).resolve().name,
+        "trained_on": f"{root.resolve().name} ({layout_name}, {split.value})",
+        "pictures": len(samples),
+        "tokens": tokens,
+        "seed": seed,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "image_size": "x".join(map(str, pipe.image_size)),
+    }
+    start = LearnedPrompts(*vectors, ensemble.value, {key: str(value) for key, value in metadata.items()})
+    features = training.Features(pipe, samples, batch_size, cache, progress=True)
+    training.train(pipe, features, output, start, epochs=epochs, objective=objective.value, learning_rate=learning_rate)
+    print(f"{output}: {tokens} vectors a state, {epochs} epochs of {len(samples)} pictures")
+
+
+@app.command()
+def calibrate(
+    normals: Annotated[list[str], typer.Argument(help="Normal pictures: files, folders or globs.")],
+    target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    class_name: ClassOption = "object",
+    domain: DomainOption = Domain.industrial,
+    mode: ModeOption = Mode.decoupled,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    tile: TileOption = None,
+    overlap: OverlapOption = 0.25,
+    keep_aspect: AspectOption = False,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for calibration.json.")] = Path("."),
+    batch_size: BatchOption = 8,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Find the thresholds above which a picture, and a pixel, is anomalous, from normal pictures of one class.
+
+    DIR/calibration.json holds them, for `tipsomaly detect --calibration` with the same options.
+    """
+    from tipsomaly.studies.calibrate import calibrate as calibrate_pipeline
+
+    if not 0 < target_fpr < 1:
+        fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
+    images = find_pictures(normals)
+    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **tiling)
+    found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
+    if found.pictures < 1 / target_fpr:
+        few = f"a false-positive rate of {target_fpr:g} takes at least {1 / target_fpr:.0f} normal pictures"
+        print(f"warning: {few}; these are {found.pictures}: the threshold is above all of them", file=sys.stderr)
+    path = output / "calibration.json"
+    found.save(path)
+    print(f"{path}: picture {found.image_threshold:.4f}, pixel {found.pixel_threshold:.4f}, {found.pictures} pictures")
+
+
+@app.command()
+def ablate(
+    root: RootArgument,
+    train_root: Annotated[
+        Path | None, typer.Option("--train", metavar="ROOT", help="Another data set, to train the prompts of 2b on.")
+    ] = None,
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    domain: DataDomainOption = None,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    classes: ClassesOption = None,
+    layout: LayoutOption = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the trained prompts.")] = 2,
+    seed: int = 111,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tables and figures.")] = Path("results"),
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """The paper's tables 2a, 2c, 6 and 7 on a data set, in one pass; with --train also table 2b and figure 3.
+
+    DIR gets ablation.md, ablation.json and a figure for each table.
+    """
+    from tipsomaly.studies import ablation
+
+    samples, _, domain = read_samples(root, layout, Split.test, classes, domain)
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, sigma=sigma)
+    train_samples = read_dataset(train_root) if train_root else None
+    known = {sample.image.resolve() for sample in train_samples or ()}
+    if twice := sum(sample.image.resolve() in known for sample in samples):
+        print(
+            f"warning: {twice} pictures are trained on and tested on, which flatters 2b and figure 3", file=sys.stderr
+        )
+    studies = ablation.ablate(
+        pipe, samples, train_samples, batch_size=batch_size, epochs=epochs, seed=seed, progress=True
+    )
+    ablation.save(studies, output)
+    print("\n".join(study.markdown() for study in studies.values()), end="")

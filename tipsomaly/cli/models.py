@@ -1,0 +1,88 @@
+"""`tipsomaly models`, `convert` and `convert-prompts`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from tipsomaly.cli.options import FileDType, SizeOption, app, fail
+from tipsomaly.models.catalogue import BACKBONES
+from tipsomaly.models.folder import ModelFolder
+from tipsomaly.models.hub import BUNDLED, where_cached
+from tipsomaly.models.tips import Tips
+
+
+@app.command()
+def convert(
+    vision: Annotated[Path, typer.Argument(metavar="VISION.npz")],
+    text: Annotated[Path, typer.Argument(metavar="TEXT.npz")],
+    tokenizer: Annotated[Path, typer.Argument(metavar="TOKENIZER.model")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR")],
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: width / 64, SO400m 16.")] = None,
+    text_heads: Annotated[int | None, typer.Option(min=1, help="Those of the text tower, where they differ.")] = None,
+    image_size: SizeOption = None,
+    dtype: Annotated[
+        FileDType,
+        typer.Option(help="Number format of every array; auto keeps each as it is, half precision halves the file."),
+    ] = FileDType.auto,
+) -> None:
+    """Convert a released TIPS checkpoint (two .npz files and a tokenizer) to a model folder."""
+    from tipsomaly.models.convert import convert as convert_checkpoint
+
+    wanted = None if dtype == FileDType.auto else dtype.value
+    try:
+        config = convert_checkpoint(
+            vision, text, tokenizer, out, heads=heads, text_heads=text_heads, image_size=image_size, dtype=wanted
+        )
+    except ValueError as error:
+        fail(error, 1)
+    v, t = config.vision, config.text
+    print(f"{out}: width {v.dim}, vision {v.depth} layers, text {t.depth} layers, {v.heads} heads, {v.image_size} px")
+
+
+@app.command()
+def convert_prompts(
+    source: Annotated[Path, typer.Argument(metavar="IN.pth")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
+    ensemble: Annotated[
+        str, typer.Option(help="The sentences they were trained before: a domain, or paper.")
+    ] = "industrial",
+    backbone: Annotated[str | None, typer.Option(help="The model that they were trained on.")] = None,
+    trained_on: Annotated[str | None, typer.Option(help="The data set that they were trained on.")] = None,
+) -> None:
+    """Convert released learned prompts (a pickle of tensors) to safetensors. The pickle cannot run code."""
+    from tipsomaly.prompts.find import convert_prompts as convert_pickle
+
+    metadata = {"backbone": backbone, "trained_on": trained_on}
+    try:
+        learned = convert_pickle(
+            source, out, prompt_ensemble=ensemble, metadata={k: v for k, v in metadata.items() if v}
+        )
+    except ValueError as error:
+        fail(error, 1)
+    print(f"{out}: {learned.normal.shape[0]} vectors a state, {learned.normal.shape[1]} wide")
+
+
+@app.command()
+def models() -> None:
+    """List the models that have a name: parameters (vision + text, in millions), width, default input size, released
+    prompts, licence, and where each is cached. Any model folder and any org/name on the Hub does as well."""
+    rows = [("NAME", "PARAMETERS", "WIDTH", "PIXELS", "PROMPTS", "LICENCE", "CACHED")]
+    for name, path in BUNDLED.items():
+        folder = ModelFolder(path, name)
+        config = folder.read_config()
+        with torch.device("meta"):
+            towers = Tips(config)
+        counts = [sum(p.numel() for p in t.parameters()) / 1e6 for t in (towers.vision_encoder, towers.text_encoder)]
+        size, prompts = folder.read_image_size(config), ", ".join(folder.prompt_sets()) or "-"
+        rows.append((name, f"{counts[0]:.1f} + {counts[1]:.1f}", config.vision.dim, size, prompts, "MIT", "bundled"))
+    for name, b in BACKBONES.items():
+        prompts, cached = ", ".join(b.prompts) or "-", where_cached(name) or "-"
+        rows.append(
+            (name, f"{b.parameters[0]} + {b.parameters[1]}", b.width, b.default_size, prompts, b.licence, cached)
+        )
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nWithout prompts a model needs --prompts (`tipsomaly train` makes some) or --mode fixed.")

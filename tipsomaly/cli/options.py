@@ -1,0 +1,149 @@
+"""Options that several commands share, each written once."""
+
+import glob
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from tipsomaly.data.images import SUFFIXES
+from tipsomaly.data.layouts import LAYOUTS, find_layout, read_dataset
+from tipsomaly.data.layouts import domain as domain_of
+from tipsomaly.data.samples import Sample
+from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.detection.scoring import SIGMA, STRATEGIES
+from tipsomaly.detection.tiling import SMALLEST
+from tipsomaly.errors import printable
+from tipsomaly.models.device import DTYPES
+from tipsomaly.names import clean_class_name
+from tipsomaly.prompts.sentences import ENSEMBLES
+from tipsomaly.prompts.strategy import MODES
+
+app = typer.Typer(
+    help="Zero-shot visual anomaly detection: is the thing on this picture defective, and where?",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _class_name(name: str) -> str:
+    try:
+        return clean_class_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
+Mode = Enum("Mode", {name: name for name in MODES}, type=str)
+Strategy = Enum("Strategy", {name: name for name in STRATEGIES}, type=str)
+Objective = Enum("Objective", {name: name for name in ("local", "global", "both")}, type=str)
+Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, type=str)
+LayoutName = Enum("LayoutName", {name: name for name in LAYOUTS}, type=str)
+Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
+Engine = Enum("Engine", {name: name for name in ("local", "ray")}, type=str)
+FileFormat = Enum("FileFormat", {name: name for name in ("parquet", "jsonl")}, type=str)
+DType = Enum("DType", {name: name for name in ("auto", "fastest", *DTYPES)}, type=str)
+FileDType = Enum("FileDType", {name: name for name in ("auto", *DTYPES)}, type=str)
+
+ModelOption = Annotated[
+    str, typer.Option(help="A name of `tipsomaly models`, a model folder, or org/name[@revision] on the Hub.")
+]
+PromptsOption = Annotated[
+    str | None, typer.Option(help="A prompt set of the model, a .safetensors file, or org/name[:set] on the Hub.")
+]
+ClassOption = Annotated[str, typer.Option(help="What is on the pictures, in a word or two.", callback=_class_name)]
+DomainOption = Annotated[Domain, typer.Option(help="Which fixed prompts describe normal and abnormal.")]
+SizeOption = Annotated[
+    int | None, typer.Option(metavar="PX", help="Side that pictures are resized to; default: the model's.")
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DTypeOption = Annotated[DType, typer.Option(help="Number format of the vision tower.")]
+ModeOption = Annotated[Mode, typer.Option(help="Which prompts score: the paper's are decoupled.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
+SigmaOption = Annotated[float, typer.Option(min=0, help="Smoothing of the map, in pixels of the input size.")]
+TileOption = Annotated[
+    int | None,
+    typer.Option(metavar="PX", min=SMALLEST, help="Also cut larger pictures into tiles of this side, blended."),
+]
+OverlapOption = Annotated[float, typer.Option(min=0, max=0.75, help="Share of a tile that the next one covers too.")]
+AspectOption = Annotated[
+    bool, typer.Option("--keep-aspect", help="Do not squash pictures to a square, as the paper does.")
+]
+RootArgument = Annotated[Path, typer.Argument(help="The folder of a data set.")]
+LayoutOption = Annotated[LayoutName | None, typer.Option(help="How the data set lies on disk; default: recognised.")]
+SplitOption = Annotated[Split, typer.Option(help="The paper also trains on the test split, of another data set.")]
+ClassesOption = Annotated[list[str] | None, typer.Option("--class", help="Only this class of it; may be repeated.")]
+DataDomainOption = Annotated[Domain | None, typer.Option(help="Default: industrial or medical, after the classes.")]
+OutputOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.")]
+
+
+def load_pipeline(
+    model: str,
+    prompts: str | None,
+    device: str,
+    dtype: DType,
+    image_size: int | None,
+    domain: Domain,
+    mode: Mode = Mode.decoupled,
+    sigma: float = SIGMA,
+    calibration: Path | None = None,
+    **tiling: Any,
+) -> Pipeline:
+    return Pipeline.from_pretrained(
+        model,
+        prompts=prompts,
+        device=device,
+        dtype=dtype.value,
+        image_size=image_size,
+        domain=domain.value,
+        mode=mode.value,
+        sigma=sigma,
+        calibration=calibration,
+        **tiling,
+    )
+
+
+def read_samples(
+    root: Path, layout: LayoutName | None, split: Split, classes: list[str] | None, domain: Domain | None
+) -> tuple[list[Sample], str, Domain]:
+    """The samples of a data set, the name of its layout, and the domain of its classes if none is given."""
+    name = find_layout(root, layout and layout.value)[0]
+    samples = read_dataset(root, name, split.value, classes)
+    domains = {domain_of(sample.class_name) for sample in samples}
+    if domain is None and len(domains) > 1:
+        fail("some of these classes are medical and some industrial: choose with --class, or name the --domain", 2)
+    return samples, name, domain or Domain(domains.pop())
+
+
+def find_pictures(patterns: list[str]) -> list[Path]:
+    """The pictures that files, folders and globs name, each once. A file named by itself is taken whatever its suffix
+    is, and a name that does not exist stays in the list, so that it gets its line of error."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                fail(f"{printable(path)}: no pictures in this folder", 2)
+            found |= dict.fromkeys(inside)
+        elif (found_names := matches(pattern)) is not None:
+            found |= dict.fromkeys(p for p in map(Path, found_names) if p.is_file())
+        else:
+            found[path] = None
+    return list(found)
+
+
+def matches(pattern: str) -> list[str] | None:
+    """The names that match a glob, sorted, at least one; None for what is no glob or a name that exists."""
+    if Path(pattern).exists() or not glob.has_magic(pattern):
+        return None
+    return sorted(glob.glob(pattern, recursive=True)) or fail(f"{pattern}: nothing matches", 2)
+
+
+def fail(error: object, status: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise typer.Exit(status)

@@ -1,0 +1,1 @@
+"""Pictures, masks and data sets on disk."""

@@ -1,0 +1,164 @@
+"""Pictures from anywhere to the pixels of the vision tower: decoding, orientation, size limits, resizing."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from tipsomaly.errors import ImageError, one_line, printable
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 65_535
+"""Pixels; as in JPEG. A map's resampling takes memory in proportion to the longer side."""
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
+"""A path, an encoded file's bytes, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of uint8,
+uint16, bool, or floats in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A decoded picture."""
+
+    image: Image.Image
+    """RGB, upright."""
+    note: str | None = None
+    """What was left out, if anything ("only the first frame is used")."""
+
+
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+    """Decode a picture to RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8, first frame only.
+
+    Raises ImageError for anything that is not a whole picture of at most `max_pixels` and MAX_SIDE; a larger file is
+    refused before it is decoded.
+    """
+    if isinstance(source, str | Path):
+        return _open_file(Path(source), max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not len(source):
+            raise ImageError("image: no bytes at all")
+        return _decode(io.BytesIO(source), "image", max_pixels)
+    if isinstance(source, Image.Image):
+        with _explained("image"):
+            loaded = _to_rgb(source, "image", max_pixels)
+            return replace(loaded, image=source.copy()) if loaded.image is source else loaded
+    if isinstance(source, np.ndarray | Tensor):
+        return LoadedImage(_from_array(np.asarray(source), "array", max_pixels))
+    raise ImageError(f"image: expected a path, bytes, a PIL image or an array, not {type(source).__name__}")
+
+
+def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """(3, height, width) uint8, squashed to `size` = (height, width) with PIL's bilinear filter, as the paper does.
+    Divide by 255 for the tower: TIPS takes [0, 1] with mean 0 and deviation 1."""
+    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def fitted_size(width: int, height: int, size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """(height, width) in whole patches with the aspect ratio of a picture, to half a patch, and about as many patches
+    as `size` = (height, width) has: never more than half as many again, however long the picture is."""
+    patches = (size[0] // patch) * (size[1] // patch)
+    rows, columns = (round((patches * ratio) ** 0.5) for ratio in (height / width, width / height))
+    return min(max(rows, 1), patches) * patch, min(max(columns, 1), patches) * patch
+
+
+def _open_file(path: Path, max_pixels: int) -> LoadedImage:
+    name = printable(path)
+    try:
+        if not path.exists():
+            raise ImageError(f"{name}: no such file")
+        if not path.is_file():  # a pipe or a device could block for ever
+            raise ImageError(f"{name}: not a file")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{name}: the file is empty")
+        with path.open("rb") as file:
+            return _decode(file, name, max_pixels)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be read ({one_line(error)})") from None
+
+
+def _decode(file: Any, name: str, max_pixels: int) -> LoadedImage:
+    with _explained(name):
+        return _to_rgb(Image.open(file, formats=FORMATS), name, max_pixels)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Whatever a decoder raises on a hostile file becomes one line: they raise nearly every kind of exception."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise ImageError(f"{name}: not a picture in a known format ({known})") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels") from None
+    except Exception as error:
+        raise ImageError(f"{name}: damaged or truncated ({one_line(error)})") from None
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if not width or not height:
+        raise ImageError(f"{name}: has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        megapixels = f"{width * height / 1e6:.0f} megapixels, at most {max_pixels // 10**6} are taken"
+        raise ImageError(f"{name}: {width} x {height} is {megapixels}")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"{name}: {width} x {height} has a side of more than {MAX_SIDE} pixels")
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> LoadedImage:
+    _check_size(*image.size, name, max_pixels)
+    note = "only the first frame is used" if getattr(image, "is_animated", False) else None
+    if note:
+        image.seek(0)
+    image.load()
+    with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return LoadedImage(_from_array(_wide_pixels(image), name, max_pixels), note)
+    if image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return LoadedImage(image if image.mode == "RGB" else image.convert("RGB"), note)  # a copy could be 200 MB
+
+
+def _wide_pixels(image: Image.Image) -> np.ndarray:
+    """Pixels of more than 8 bits as uint16, or as floats in [0, 1]."""
+    pixels = np.asarray(image)
+    if pixels.dtype.kind == "f":
+        return pixels / 255 if np.nanmax(pixels) > 1 else pixels
+    return np.clip(pixels, 0, 65535).astype(np.uint16)
+
+
+def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name}: expected shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
+    _check_size(array.shape[1], array.shape[0], name, max_pixels)
+    if array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)  # array / 257, rounded
+    elif array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ImageError(f"{name}: holds NaN or infinity")
+        if array.min() < 0 or array.max() > 1:
+            raise ImageError(f"{name}: floats must be in [0, 1], these are in [{array.min():g}, {array.max():g}]")
+        array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"{name}: expected uint8, uint16, bool or float pixels, got {array.dtype}")
+    image = Image.fromarray(array.squeeze(2) if array.shape[2:] == (1,) else np.ascontiguousarray(array))
+    return _to_rgb(image, name, max_pixels).image

@@ -1,0 +1,1 @@
+"""One picture: from tokens to scores, maps and regions."""

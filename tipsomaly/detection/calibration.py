@@ -1,0 +1,53 @@
+"""Thresholds from normal pictures: what share of them may be called anomalous is all that has to be said."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tipsomaly.errors import ModelError, one_line, short
+from tipsomaly.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds for one class under one pipeline's settings."""
+
+    image_threshold: float
+    """A picture is anomalous if its score is at least this."""
+    pixel_threshold: float
+    """A pixel is anomalous if the anomaly map is at least this."""
+    class_name: str
+    target_fpr: float
+    pictures: int
+    settings: Mapping[str, Any]
+    """`Pipeline.settings` of the pipeline that was calibrated."""
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_atomically(Path(path), json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Calibration":
+        """Read a calibration file; ModelError, in one line, if it is something else."""
+        try:
+            calibration = cls(**json.loads(Path(path).expanduser().read_text(encoding="utf-8")))
+            thresholds = (calibration.image_threshold, calibration.pixel_threshold)
+            if not all(isinstance(t, float) and math.isfinite(t) for t in thresholds):
+                raise ValueError("its thresholds are no numbers")
+            if not isinstance(calibration.settings, dict) or not isinstance(calibration.class_name, str):
+                raise ValueError("its settings or class name are not there")
+            return calibration
+        except OSError as error:
+            raise ModelError(f"{path}: {error.strerror}") from None
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"{path}: not a calibration ({one_line(error)})") from None
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise ModelError, naming the difference, if a pipeline with these settings is not the one calibrated."""
+        for name, ours in settings.items():
+            theirs = self.settings.get(name)
+            if ours != theirs:
+                raise ModelError(f"this calibration was made with {name} {short(theirs)}, not {short(ours)}")

@@ -1,0 +1,51 @@
+"""What can go wrong, and how it is said: every error of ours is one line that says what was wrong and what to do."""
+
+from pathlib import Path
+
+
+class TipsomalyError(ValueError):
+    """Whatever a user can mend; the message is one line. What people have to catch is this or one of its kinds."""
+
+
+class ImageError(TipsomalyError):
+    """A picture cannot be used; the message names it and says why."""
+
+
+class ModelError(TipsomalyError):
+    """A model, a prompt set or a calibration cannot be found, fetched, read or used; the message says which and why."""
+
+
+class OptionError(ModelError):
+    """An option has a value that it cannot have, or two do not go together."""
+
+
+class FetchError(ModelError):
+    """The network, the Hub or the disk does not give or take what is needed: the same call may go well later."""
+
+
+class DatasetError(TipsomalyError):
+    """A data set cannot be used; the message names the file and says why."""
+
+
+class TrainingError(TipsomalyError):
+    """Training cannot go on; the message says why."""
+
+
+def one_line(error: object, limit: int = 200) -> str:
+    """A library's message for one line of ours: its first line, of at most `limit` characters, without anything that a
+    terminal would take for a command."""
+    lines = str(error).strip().splitlines()
+    text = printable(" ".join(lines[0].split()))[:limit].rstrip(".") if lines else ""
+    return text or type(error).__name__
+
+
+def printable(path: str | Path) -> str:
+    """A path, or any text from elsewhere, on one line, whatever is in it: escape codes, newlines and marks that turn
+    the direction of writing are spelled out."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def short(value: object) -> object:
+    """A setting as a message shows it: twelve characters of a digest are enough."""
+    return value[:12] if isinstance(value, str) else value

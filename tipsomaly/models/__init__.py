@@ -1,0 +1,1 @@
+"""Backbones: towers, folders, names and downloads."""

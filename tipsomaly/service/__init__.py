@@ -1,0 +1,1 @@
+"""The Space without its looks."""

@@ -1,0 +1,163 @@
+"""What the Space does for a visitor, without its looks: `app.py` lays it out.
+
+A visitor is a stranger: names a model only by its label, sends at most so many pixels and files, and no name of theirs
+becomes a path.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from tipsomaly.data.images import load_image
+from tipsomaly.detection.calibration import Calibration
+from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.detection.result import Result
+from tipsomaly.errors import ImageError, ModelError
+from tipsomaly.models.hub import resolve
+from tipsomaly.prompts.find import find_prompts, released_prompts
+from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
+from tipsomaly.service.exports import Comparison, Inspection, Row, jpeg, shown
+from tipsomaly.service.uploads import (
+    MAX_BATCH,
+    MAX_PIXELS,
+    load_or_error,
+    own_prompts,
+    pictures,
+    read_mask,
+    reason,
+    visitors_class,
+)
+from tipsomaly.studies.metrics import PixelMetrics
+
+PARALLEL = 8
+"""Pictures of a batch that are in memory at once."""
+
+
+class Space:
+    """Models that are loaded once and shared. Every method is for one request and leaves no trace in the others."""
+
+    def __init__(self, models: Sequence[str] = ("nano",), calibrations: Sequence[str | Path] = ()) -> None:
+        """`models` are names as for `Pipeline.from_pretrained`, the default first; with each goes every prompt set that
+        it has. `calibrations` are files of `tipsomaly calibrate`, used wherever they fit. Raises ModelError."""
+        gpu = _zero_gpu()  # before anything is put on a GPU
+        self._pipelines: dict[tuple[str, str], Pipeline] = {}
+        self._calibrated: dict[tuple[str, str, str], Pipeline] = {}
+        for name in models:
+            for label, pipeline in _prompt_sets(name).items():
+                for domain in ENSEMBLES:
+                    self._pipelines[label, domain] = pipeline.with_options(domain=domain)
+        for calibration in map(Calibration.load, calibrations):
+            if not self._calibrate(calibration):
+                raise ModelError(f"no model on offer fits the calibration of {calibration.class_name!r}")
+        self._score, self._compare, self._stream = gpu(self._score), gpu(self._compare), gpu(self._stream)
+
+    @property
+    def choices(self) -> list[str]:
+        """Labels of model and prompt set, as `inspect` and the others take them; the first is the default."""
+        return list(dict.fromkeys(label for label, _ in self._pipelines))
+
+    def inspect(self, image: str | Path, class_name: str, domain: str, model: str) -> Inspection:
+        """Score one picture. Raises ImageError or ValueError with a line for the visitor."""
+        started = time.perf_counter()
+        loaded = load_image(image, MAX_PIXELS)
+        result, normal, abnormal = self._score(loaded.image, visitors_class(class_name), domain, model)
+        result = replace(result, source=image, note=loaded.note)
+        return Inspection(result, shown(result, loaded.image), normal, abnormal, time.perf_counter() - started)
+
+    def compare(
+        self,
+        image: str | Path,
+        class_name: str,
+        domain: str,
+        model: str,
+        normal: str = "",
+        abnormal: str = "",
+        mask: str | Path | None = None,
+    ) -> Comparison:
+        """The decoupled-prompt ablation (table 2a) on one picture; "own" joins it if there are phrases, one a line, and
+        a mask, see `read_mask`, gives pixel metrics."""
+        own = own_prompts(normal, abnormal)
+        loaded = load_image(image, MAX_PIXELS)
+        results = self._compare(loaded.image, visitors_class(class_name), domain, model, own)
+        metrics = {}
+        if mask is not None:
+            truth = read_mask(mask, loaded.image.size)
+            for name, result in results.items():
+                accumulator = PixelMetrics()
+                accumulator.update(result.anomaly_map, truth)
+                metrics[name] = accumulator.compute()
+        small = jpeg(loaded.image)
+        return Comparison({name: shown(r, loaded.image, small) for name, r in results.items()}, metrics)
+
+    def batch(self, files: Iterable[str | Path], class_name: str, domain: str, model: str) -> Iterator[Row]:
+        """A row for each picture among the files and in the zips among them, in order, at most MAX_BATCH."""
+        name = visitors_class(class_name)
+        entries = islice(pictures(files), MAX_BATCH)
+        while chunk := list(islice(entries, PARALLEL)):
+            loaded = [load_or_error(source) for _, source in chunk]
+            images = [entry.image for entry in loaded if not isinstance(entry, ImageError)]
+            results = iter(self._stream(images, name, domain, model))
+            for (label, _), entry in zip(chunk, loaded, strict=True):
+                if isinstance(entry, ImageError):
+                    yield Row(label, error=reason(entry))
+                else:
+                    yield Row(label, replace(shown(next(results), entry.image), note=entry.note))
+
+    def _score(
+        self, image: Image.Image, class_name: str, domain: str, model: str
+    ) -> tuple[Result, dict[str, float], dict[str, float]]:
+        pipeline = self._pipeline(model, domain, class_name)
+        result = pipeline(image, class_name)
+        return replace(result, source=None), *pipeline.similarities(result)
+
+    def _compare(
+        self, image: Image.Image, class_name: str, domain: str, model: str, own: PromptEnsemble | None
+    ) -> dict[str, Result]:
+        results = self._pipeline(model, domain).compare(image, class_name, own)
+        return {name: replace(result, source=None) for name, result in results.items()}
+
+    def _stream(self, images: list[Image.Image], class_name: str, domain: str, model: str) -> list[Result]:
+        pipeline = self._pipeline(model, domain, class_name)
+        return [replace(result, source=None) for result in pipeline.stream(images, class_name, batch_size=PARALLEL)]
+
+    def _pipeline(self, model: str, domain: str, class_name: str | None = None) -> Pipeline:
+        if (model, domain) not in self._pipelines:
+            raise ValueError(f"no such choice: the models are {', '.join(self.choices)}; {', '.join(ENSEMBLES)}")
+        plain = self._pipelines[model, domain]
+        return self._calibrated.get((model, domain, class_name), plain)
+
+    def _calibrate(self, calibration: Calibration) -> bool:
+        fits = False
+        for (model, domain), pipeline in self._pipelines.items():
+            if domain == calibration.settings.get("domain"):
+                try:
+                    calibrated = pipeline.with_options(calibration=calibration)
+                except ModelError:
+                    continue
+                self._calibrated[model, domain, calibration.class_name] = calibrated
+                fits = True
+        return fits
+
+
+def _prompt_sets(name: str) -> dict[str, Pipeline]:
+    """A model with each of its prompt sets, on the same weights."""
+    pipeline, folder = Pipeline.from_pretrained(name), resolve(name)
+    title = Path(name).name if Path(name).is_dir() else name
+    return {
+        f"{title} / {label}": pipeline.with_options(learned=LearnedPrompts.load(find_prompts(folder, label)))
+        for label in sorted(folder.prompt_sets() | released_prompts(folder))
+    }
+
+
+def _zero_gpu() -> Callable[[Callable], Callable]:
+    """On a Space with ZeroGPU a function borrows the GPU while it runs; elsewhere nothing changes."""
+    try:
+        import spaces
+    except ImportError:
+        return lambda function: function
+    return spaces.GPU

@@ -1,0 +1,114 @@
+"""What a visitor sends, with all its limits."""
+
+import zipfile
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tipsomaly.data.images import ImageSource, LoadedImage, load_image
+from tipsomaly.data.masks import mask_pixels
+from tipsomaly.errors import DatasetError, ImageError, printable
+from tipsomaly.names import clean_class_name
+from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
+
+MAX_PIXELS = 25_000_000
+"""Of a visitor's picture: maps and overlays are drawn at its size."""
+MAX_NAME = 100
+"""Characters of a class name or of a phrase."""
+MAX_PHRASES = 20
+MAX_BATCH = 500
+"""Pictures in a batch."""
+MAX_FILE = 50 * 2**20
+"""Bytes of an upload, and of a picture in a zip once it is unpacked."""
+MAX_UNPACKED = 2**30
+"""Bytes out of the zips of a batch."""
+
+
+def visitors_class(name: str | None) -> str:
+    name = clean_class_name(name or "")
+    if len(name) > MAX_NAME:
+        raise ValueError(f"the class name has {len(name)} characters, at most {MAX_NAME} are taken")
+    return name
+
+
+def own_prompts(normal: str, abnormal: str) -> PromptEnsemble | None:
+    """Phrases, one a line, in the templates of the industrial ensemble; `{}` stands for the class name, and a phrase
+    without it is put before the name: "rusty" means "rusty {}". None if both are empty."""
+    phrases = []
+    for text in (normal, abnormal):
+        lines = [" ".join(line.split()) for line in (text or "").splitlines() if line.strip()]
+        if len(lines) > MAX_PHRASES or any(len(line) > MAX_NAME for line in lines):
+            raise ValueError(f"at most {MAX_PHRASES} phrases of {MAX_NAME} characters are taken")
+        phrases.append([line if "{}" in line else f"{line} {{}}" for line in lines])
+    if not any(phrases):
+        return None
+    if not all(phrases):
+        raise ValueError("give at least one phrase for each state, normal and abnormal")
+    return PromptEnsemble(*phrases, templates=ENSEMBLES["industrial"].templates)
+
+
+def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """bool (height, width): where a mask picture is defective, as in a data set. Raises ValueError, in one line, if it
+    is not a picture or if its size is not `size` = (width, height)."""
+    try:
+        mask = mask_pixels(Path(path), MAX_PIXELS)
+    except DatasetError as error:
+        raise ValueError(f"This mask cannot be used: {reason(error)}.") from None
+    if mask.shape[::-1] != size:
+        (width, height), (h, w) = size, mask.shape
+        raise ValueError(f"the mask has {w} x {h} pixels, the picture {width} x {height}")
+    return mask
+
+
+def pictures(files: Iterable[str | Path]) -> Iterator[tuple[str, "ImageSource | ImageError"]]:
+    """(name, picture or error) of files and of the files in zips. Names are only ever shown."""
+    left = MAX_UNPACKED
+    for file in map(Path, files):
+        if zipfile.is_zipfile(file):
+            left = yield from _unzipped(file, left)
+        else:
+            yield _label(file.name), file
+
+
+def _unzipped(path: Path, left: int) -> Generator[tuple[str, "ImageSource | ImageError"], None, int]:
+    """The files of a zip, as long as `left` bytes last; returns what is left of them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = Path(member.filename).name
+                if member.is_dir() or name.startswith(".") or "__MACOSX" in member.filename:
+                    continue
+                content = _unpacked(archive, member, min(MAX_FILE, left))
+                left -= len(content) if isinstance(content, bytes) else min(MAX_FILE, left)
+                yield _label(member.filename), content
+    except Exception as error:  # zipfile raises nearly anything
+        yield _label(path.name), ImageError(f"zip: damaged ({printable(str(error))[:120]})")
+    return left
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes | ImageError:
+    """A file in a zip. A bomb is left alone at the limit, whatever its header says."""
+    try:
+        with archive.open(member) as file:
+            content = file.read(limit + 1)
+    except Exception as error:  # encrypted, damaged, an unknown method
+        return ImageError(f"zip: cannot be unpacked ({printable(str(error))[:120]})")
+    return content if len(content) <= limit else ImageError(f"zip: more than {limit >> 20} MiB unpacked")
+
+
+def _label(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= 120 else f"…{name[-119:]}"
+
+
+def load_or_error(source: "ImageSource | ImageError") -> LoadedImage | ImageError:
+    try:
+        return source if isinstance(source, ImageError) else load_image(source, MAX_PIXELS)
+    except ImageError as error:
+        return error
+
+
+def reason(error: ImageError | DatasetError) -> str:
+    """What is wrong with a picture, without the place where it lies here."""
+    return str(error).split(": ", 1)[-1]

@@ -1,0 +1,297 @@
+"""Scores of a whole data set, class by class, as in the paper's tables.
+
+One pass over the pictures serves any number of variants (prompts, layers), as they share the tokens; maps are compared
+with masks at the model's input size and forgotten. A class that is finished is a file and is not computed again.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tipsomaly.data.masks import load_mask
+from tipsomaly.data.samples import Sample, by_class, states
+from tipsomaly.detection import scoring
+from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.errors import DatasetError
+from tipsomaly.files import digest, write_atomically
+from tipsomaly.prompts.sentences import ENSEMBLES
+from tipsomaly.studies.metrics import Metrics, PixelMetrics, dataset_mean, image_metrics
+from tipsomaly.studies.paper import Paper, paper_results
+from tipsomaly.studies.tables import METRICS, digits, table
+
+AHEAD = 16
+"""Batches that wait to be measured at most."""
+CLASSES_AHEAD = 4
+"""Classes that are measured at a time at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """Something to score: a pipeline, and the block of the vision tower (0-based) whose patches make the map."""
+
+    pipeline: Pipeline
+    layer: int = -1
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """The image-level parts of a picture's scores."""
+
+    image: str
+    defect: str
+    label: int
+    object_score: float
+    global_score: float
+    local_score: float
+    localization: float | None = None
+    """Mean of the map inside the mask minus its mean outside: in [-1, 1]; None without both."""
+
+    def score(self, strategy: str) -> float:
+        """The image score of a strategy of table 2c."""
+        return scoring.image_scores(self.object_score, self.global_score, self.local_score)[strategy]
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The scores of a class's pictures and its pixel metrics, which are None in a data set without masks."""
+
+    class_name: str
+    pictures: tuple[PictureScore, ...]
+    pixels: Metrics
+
+    @classmethod
+    def from_json(cls, path: Path, samples: Sequence[Sample]) -> "ClassResult":
+        """What an earlier run wrote of these samples, which it may have known by other paths."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        pictures = (
+            PictureScore(**picture | {"image": str(sample.image)})
+            for picture, sample in zip(content["pictures"], samples, strict=True)
+        )
+        return cls(content["class_name"], tuple(pictures), content["pixels"])
+
+    def metrics(self, strategy: str = "S5") -> Metrics:
+        """All METRICS; None where one is not defined, as for a class without defects."""
+        labels = np.array([picture.label for picture in self.pictures])
+        return image_metrics(np.array([p.score(strategy) for p in self.pictures]), labels) | self.pixels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of a data set."""
+
+    classes: tuple[ClassResult, ...]
+    settings: Mapping[str, Any]
+    strategy: str = "S5"
+    paper: Paper | None = None
+
+    def per_class(self, strategy: str | None = None) -> dict[str, Metrics]:
+        """METRICS by class, shares of 1, for a strategy of table 2c; default: the evaluation's."""
+        return {result.class_name: result.metrics(strategy or self.strategy) for result in self.classes}
+
+    def mean(self, strategy: str | None = None) -> Metrics:
+        """The mean over the classes that have a metric, as in the paper."""
+        return dataset_mean(self.per_class(strategy))[0]
+
+    def markdown(self) -> str:
+        """A table of percentages, a class a row, with the mean and the paper's mean."""
+        mean, left_out = dataset_mean(self.per_class())
+        rows = [[name, *map(metrics.get, METRICS)] for name, metrics in self.per_class().items()]
+        rows.append(["**mean**", *map(mean.get, METRICS)])
+        domain, (height, width) = self.settings["domain"], self.settings["image_size"]
+        labels = [picture.label for result in self.classes for picture in result.pictures]
+        text = (
+            f"{self.settings['mode']} prompts, domain {domain if domain in ENSEMBLES else 'of your own'}, {width} x "
+            f"{height} px, {self.strategy}; {len(labels)} pictures, {sum(labels)} defective; in percent, mean over "
+            "classes.\n\n"
+        )
+        if self.paper:
+            known = [self.paper.metrics.get(name, "-") for name in METRICS]
+            rows.append([f"{self.paper.name}: paper, TIPS-L/14-HR, not measured here", *known])
+        text += table(["class", *METRICS], rows)
+        missing = [f"{name}: {', '.join(left_out[name])}" for name in METRICS if left_out[name]]
+        return text + ("\nNot defined, and left out of the mean: " + "; ".join(missing) + ".\n" if missing else "")
+
+    def csv(self) -> str:
+        """The same with all digits, as shares of 1."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["class", "pictures", "defective", *METRICS])
+        for result in self.classes:
+            metrics, labels = result.metrics(self.strategy), [picture.label for picture in result.pictures]
+            writer.writerow([result.class_name, len(labels), sum(labels), *(digits(metrics[m]) for m in METRICS)])
+        mean, labels = self.mean(), [picture.label for result in self.classes for picture in result.pictures]
+        writer.writerow(["mean", len(labels), sum(labels), *(digits(mean[m]) for m in METRICS)])
+        return text.getvalue()
+
+    def json(self) -> str:
+        """Everything: settings, metrics by class and strategy, means, the scores of the pictures."""
+        mean, left_out = dataset_mean(self.per_class())
+        content = {
+            "settings": self.settings,
+            "strategy": self.strategy,
+            "classes": self.per_class(),
+            "mean": mean,
+            "left_out_of_the_mean": {name: classes for name, classes in left_out.items() if classes},
+            "mean_by_strategy": {strategy: self.mean(strategy) for strategy in scoring.STRATEGIES},
+            "paper": {"name": self.paper.name, "not measured here": self.paper.metrics} if self.paper else None,
+            "pictures": {
+                result.class_name: [asdict(p) | {"score": p.score(self.strategy)} for p in result.pictures]
+                for result in self.classes
+            },
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    def save(self, folder: Path) -> None:
+        """Write results.json, results.csv and results.md."""
+        for suffix, content in (("json", self.json()), ("csv", self.csv()), ("md", self.markdown())):
+            write_atomically(folder / f"results.{suffix}", content)
+
+
+def evaluate(
+    pipeline: Pipeline,
+    samples: Sequence[Sample],
+    *,
+    strategy: str = "S5",
+    batch_size: int = 16,
+    output: str | Path | None = None,
+    layout: str | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """The metrics of a data set: pixels at the pipeline's input size, masks resized to it by nearest neighbour.
+
+    With `output` a finished class is a file in its folder `classes`, used again by the next call if weights, prompts,
+    options and the data set's files (sizes and times) are the same; the results are written beside. `layout` is the
+    name of the data set's layout, by which the paper's numbers are found.
+
+    Raises ValueError for an unknown strategy, DatasetError and ImageError for a file that cannot be used.
+    """
+    if strategy not in scoring.STRATEGIES:
+        raise ValueError(f"unknown strategy {strategy!r}: choose {', '.join(scoring.STRATEGIES)}")
+    if not samples:
+        raise DatasetError("no pictures to evaluate")
+    output = Path(output) if output else None
+    settings = pipeline.settings()
+    results: dict[str, ClassResult] = {}
+    waiting: deque[tuple[str, Path | None, Callable[[], list[ClassResult]]]] = deque()
+
+    def finish_first() -> None:
+        class_name, store, finish = waiting.popleft()
+        [results[class_name]] = finish()
+        if store:
+            write_atomically(store, json.dumps(asdict(results[class_name])))
+
+    groups = by_class(samples)
+    with tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar:
+        for class_name, group in groups.items():
+            bar.set_description(class_name)
+            slug = re.sub(r"\W+", "_", class_name)[:60]
+            key = digest(["classes-v1", settings, states(group)])
+            store = output / "classes" / f"{slug}-{key[:16]}.json" if output else None
+            if store and store.is_file():
+                results[class_name] = ClassResult.from_json(store, group)
+                bar.update(len(group))
+                continue
+            try:
+                waiting.append((class_name, store, score_class([Variant(pipeline)], group, batch_size, bar)))
+            except BaseException:
+                while waiting:  # classes that only wait for their maps are not lost
+                    finish_first()
+                raise
+            if len(waiting) == CLASSES_AHEAD:
+                finish_first()
+        while waiting:
+            finish_first()
+    evaluation = Evaluation(tuple(results[name] for name in groups), settings, strategy, paper_results(samples, layout))
+    if output:
+        evaluation.save(output)
+    return evaluation
+
+
+@torch.inference_mode()
+def score_class(
+    variants: Sequence[Variant], samples: Sequence[Sample], batch_size: int = 16, bar: tqdm | None = None
+) -> Callable[[], list[ClassResult]]:
+    """Encode the pictures of one class. What is returned waits until their maps are measured, too, and gives the result
+    of each variant; the variants' pipelines share towers, input size and sigma."""
+    first, class_name = variants[0].pipeline, samples[0].class_name
+    temperature, size = first.tips.config.temperature, first.image_size
+    depth = first.tips.config.vision.depth
+    layers = sorted({depth - 1, *(variant.layer % depth for variant in variants)})
+    pairs = [variant.pipeline.prototypes(class_name) for variant in variants]
+    # Variants of the same layer and local prototypes have the same map, which is made and measured once.
+    keys = [(v.layer % depth, local.cpu().numpy().tobytes()) for v, (_, local) in zip(variants, pairs, strict=True)]
+    local_prototypes = {key: local for key, (_, local) in zip(keys, pairs, strict=True)}
+    with_masks = all(sample.mask for sample in samples if sample.label)
+    pixels = {key: PixelMetrics() for key in local_prototypes}
+    image_level: list[list[tuple[float, float]]] = [[] for _ in variants]
+    patch_level: dict[Any, list[tuple[float, float | None]]] = {key: [] for key in pixels}
+
+    read_mask = lru_cache(maxsize=4 * batch_size)(load_mask)  # the variants' threads are about as far as each other
+
+    def measure(key: Any, patch_maps: np.ndarray, chosen: Sequence[Sample]) -> None:
+        for patch_map, sample in zip(patch_maps, chosen, strict=True):
+            localization = None
+            if with_masks:
+                mask = read_mask(sample, size) if sample.mask else None
+                anomaly_map = scoring.anomaly_map(patch_map, size, sigma=first.sigma)
+                pixels[key].update(anomaly_map, mask)
+                if mask is not None and mask.any() and not mask.all():
+                    localization = float(anomaly_map[mask].mean() - anomaly_map[~mask].mean())
+            patch_level[key].append((float(patch_map.max()), localization))
+
+    # Each map is measured in a thread of its own, beside the towers, which need not wait for it at the end of a class.
+    lanes = {key: ThreadPoolExecutor(1, thread_name_prefix="measure") for key in pixels}
+    jobs: deque[Future] = deque()
+    done = 0
+    try:
+        for batch in first.pixels([sample.image for sample in samples], batch_size):
+            tokens = dict(zip(layers, first.encode_layers(batch, layers), strict=True))
+            both = torch.stack([tokens[depth - 1].object, tokens[depth - 1].spatial], dim=1)
+            for scores, (prototypes, _) in zip(image_level, pairs, strict=True):
+                scores += scoring.anomaly_probability(both, prototypes, temperature).cpu().tolist()
+            chosen = samples[done : done + len(batch)]
+            done += len(batch)
+            for key, prototypes in local_prototypes.items():
+                patches = scoring.anomaly_probability(tokens[key[0]].patches, prototypes, temperature)
+                jobs.append(lanes[key].submit(measure, key, patches.cpu().numpy(), chosen))
+            while len(jobs) > AHEAD * len(lanes):
+                jobs.popleft().result()
+            if bar is not None:
+                bar.update(len(chosen))
+        computed = {key: lane.submit(pixels[key].compute) for key, lane in lanes.items()}
+    except BaseException:
+        for job in jobs:
+            job.cancel()
+        raise
+    finally:
+        for lane in lanes.values():
+            lane.shutdown(wait=False)
+
+    def finish() -> list[ClassResult]:
+        for job in jobs:
+            job.result()
+        return [
+            ClassResult(
+                class_name,
+                tuple(
+                    PictureScore(str(sample.image), sample.defect, sample.label, *image, *patch)
+                    for sample, image, patch in zip(samples, scores, patch_level[key], strict=True)
+                ),
+                {name: value if with_masks else None for name, value in computed[key].result().items()},
+            )
+            for key, scores in zip(keys, image_level, strict=True)
+        ]
+
+    return finish
