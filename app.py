@@ -1,4 +1,4 @@
-"""The Space: zero-shot anomaly detection in a browser and as a service. What it does is in tipsomaly/space.py."""
+"""The Space: zero-shot anomaly detection in a browser and as a service. What it does is in tipsomaly/service/."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from tipsomaly.detection import visualization
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.scoring import STRATEGIES
 from tipsomaly.prompts.sentences import ENSEMBLES
-from tipsomaly.service import space as service
+from tipsomaly.service import exports, uploads
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
 from tipsomaly.studies.paper import PAPER
@@ -153,7 +153,7 @@ def explained() -> Iterator[None]:
         yield
     except ImageError as error:
         raise gr.Error(
-            escape(f"This picture cannot be used: {service.reason(error)}."), print_exception=False
+            escape(f"This picture cannot be used: {uploads.reason(error)}."), print_exception=False
         ) from None
     except ValueError as error:
         raise gr.Error(escape(str(error)), print_exception=False) from None
@@ -186,7 +186,7 @@ class Demo:
             inspection,
             score_card(inspection),
             inspection.shown.overlay(inspection.result.pixel_threshold),
-            service.record(inspection.result),
+            exports.record(inspection.result),
             sentences(inspection),
             *self.redraw(inspection, threshold, rescaled),
         )
@@ -203,7 +203,7 @@ class Demo:
             threshold,
             (shown.image, heatmap),
             legend(low, high),
-            service.filled(shown, threshold),
+            exports.filled(shown, threshold),
             visualization.black_and_white(shown.mask(threshold)),
             regions,
             None,  # files of another threshold
@@ -214,7 +214,7 @@ class Demo:
         if inspection is None:
             raise gr.Error("Inspect a picture first.", print_exception=False)
         with explained(), TemporaryDirectory() as folder:
-            yield [str(path) for path in service.write_files(inspection.result, threshold, Path(folder))]
+            yield [str(path) for path in exports.write_files(inspection.result, threshold, Path(folder))]
 
     def show_comparison(
         self,
@@ -254,12 +254,12 @@ class Demo:
                 progress(None, desc=f"{len(rows)} pictures")
             if not rows:
                 raise ValueError("there is no picture in these files")
-            cells, out = service.table(rows), Path(folder)
-            service.write_csv(cells, out / "scores.csv")
-            service.write_overlays(rows, out / "overlays.zip")
+            cells, out = exports.table(rows), Path(folder)
+            exports.write_csv(cells, out / "scores.csv")
+            exports.write_overlays(rows, out / "overlays.zip")
             gallery = [
                 (replace(r.result).overlay(), f"{r.result.score:.3f} {r.name}")
-                for r in service.ranked(rows)[:60]
+                for r in exports.ranked(rows)[:60]
                 if r.result
             ]
             yield summary(rows), gallery, cells, [str(out / "scores.csv"), str(out / "overlays.zip")]
@@ -267,7 +267,7 @@ class Demo:
     def detect_endpoint(self, image: str | None, class_name: str, domain: str, model: str) -> dict:
         """Scores of a picture."""
         with explained():
-            return service.record(self.space.inspect(chosen(image), class_name, domain, model).result)
+            return exports.record(self.space.inspect(chosen(image), class_name, domain, model).result)
 
     def localize_endpoint(
         self, image: str | None, class_name: str, domain: str, model: str, threshold: float
@@ -275,8 +275,8 @@ class Demo:
         """Scores and regions of a picture, and its files."""
         with explained(), TemporaryDirectory() as folder:
             result = self.space.inspect(chosen(image), class_name, domain, model).result
-            paths = service.write_files(result, threshold, Path(folder))
-            yield service.record(result, threshold), [str(path) for path in paths]
+            paths = exports.write_files(result, threshold, Path(folder))
+            yield exports.record(result, threshold), [str(path) for path in paths]
 
     def compare_endpoint(
         self,
@@ -291,7 +291,7 @@ class Demo:
         """Scores of a picture under each kind of prompts, and overlays with their names."""
         with explained():
             found = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
-        data = {name: service.record(r) | {"metrics": found.metrics.get(name)} for name, r in found.results.items()}
+        data = {name: exports.record(r) | {"metrics": found.metrics.get(name)} for name, r in found.results.items()}
         return data, [(r.overlay(), name) for name, r in found.results.items()]
 
 
@@ -305,11 +305,11 @@ def comparison_row(name: str, result: Result, metrics: dict | None) -> list[str 
     ]
 
 
-def summary(rows: list[service.Row]) -> str:
+def summary(rows: list[exports.Row]) -> str:
     """A batch in one line of Markdown."""
     failed = sum(row.error is not None for row in rows)
     text = f"**{len(rows) - failed} pictures scored**, {failed} could not be used."
-    full = f" At most {service.MAX_BATCH} are taken in one batch." if len(rows) == service.MAX_BATCH else ""
+    full = f" At most {uploads.MAX_BATCH} are taken in one batch." if len(rows) == uploads.MAX_BATCH else ""
     return text + full
 
 
@@ -436,12 +436,12 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Tab("Batch"):
                     gr.Markdown(
                         f"Many pictures of one class (the class, model and prompts are those beside the tabs); at most "
-                        f"{service.MAX_BATCH}, as files or in a zip."
+                        f"{uploads.MAX_BATCH}, as files or in a zip."
                     )
-                    uploads = gr.File(label="Pictures or zip", file_count="multiple", height=140, elem_id="batch")
+                    files_in = gr.File(label="Pictures or zip", file_count="multiple", height=140, elem_id="batch")
                     run_batch = gr.Button("Score the batch", variant="primary")
                     report = gr.Markdown("The table appears here, most anomalous first.")
-                    scores = gr.Dataframe(headers=list(service.HEADERS), label="Scores", interactive=False, wrap=True)
+                    scores = gr.Dataframe(headers=list(exports.HEADERS), label="Scores", interactive=False, wrap=True)
                     outputs = gr.File(label="Table (CSV) and overlays (zip)", file_count="multiple", interactive=False)
                     gallery = gr.Gallery(
                         label="Most anomalous first", columns=4, format="jpeg", height="auto", object_fit="contain"
@@ -483,7 +483,7 @@ def build(space: Space) -> gr.Blocks:
         compare.click(demo.show_comparison, [image, *settings, *own], [*columns, table], **private, **model_runs)
         batches = {"concurrency_limit": 1, "concurrency_id": "batch"}
         run_batch.click(
-            demo.batch, [uploads, *settings], [report, gallery, scores, outputs], api_name="batch", **batches
+            demo.batch, [files_in, *settings], [report, gallery, scores, outputs], api_name="batch", **batches
         )
 
         with gr.Group(visible=False):  # components of the endpoints' answers
@@ -505,7 +505,7 @@ def launch(space: Space, host: str = "127.0.0.1", port: int | None = None, block
     _, url, _ = app.queue(max_size=200).launch(
         server_name=host,
         server_port=port,
-        max_file_size=service.MAX_FILE,
+        max_file_size=uploads.MAX_FILE,
         state_session_capacity=500,
         theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS),
         css=CSS,

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 def draw(picture: str | Path, class_name: str, out: str | Path) -> None:
     pipe = Pipeline.from_pretrained()
     result = pipe(picture, class_name)
-    states = pipe.ensemble.sentences(class_name)
+    states = pipe.domain.sentences(class_name)
     normal, abnormal = states[0][4], states[1][0]
     figure = plt.figure(figsize=(12, 5.6))
     panels = (

@@ -28,6 +28,6 @@ with tempfile.TemporaryDirectory() as folder:
 
     samples = read_dataset(test_root)
     rows = {"fixed": evaluate(pipe, samples).mean()}
-    rows["decoupled, as trained"] = evaluate(pipe.with_options(learned=learned, mode="decoupled"), samples).mean()
+    rows["decoupled, as trained"] = evaluate(pipe.with_options(prompts=learned, mode="decoupled"), samples).mean()
 
 print(table(["prompts", *METRICS], [[name, *map(mean.get, METRICS)] for name, mean in rows.items()]))

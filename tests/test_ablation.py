@@ -66,12 +66,12 @@ def test_one_pass_serves_all(pipe, drawn, monkeypatch):
 
 def test_learned_prompts_are_needed(pipe, drawn):
     with pytest.raises(ModelError, match="need learned prompts"):
-        ablation.ablate(pipe.with_options(learned=None, mode="fixed"), read_dataset(drawn))
+        ablation.ablate(pipe.with_options(prompts=None, mode="fixed"), read_dataset(drawn))
 
 
 def test_the_command(golden, drawn, tmp_path):
     command = ["ablate", drawn, "--model", golden.folder, "--image-size", 56, "--class", "felt", "--output", tmp_path]
-    command = [sys.executable, "-m", "tipsomaly.cli", *map(str, command)]
+    command = [sys.executable, "-m", "tipsomaly", *map(str, command)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(

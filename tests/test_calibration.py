@@ -68,13 +68,13 @@ def test_the_verdict(pipe, images, results, tmp_path):
 
 def test_other_settings_are_refused(pipe, images):
     found = calibrate(pipe, images[:2], "nut", target_fpr=0.5)
-    learned = pipe.learned
+    learned = pipe.prompts
     for options, difference in (
         ({"image_size": 70}, r"image_size \[56, 56\], not \[70, 70\]"),
         ({"domain": "medical"}, "domain industrial, not medical"),
         ({"mode": "learned"}, "mode decoupled, not learned"),
         ({"sigma": 2.0}, "sigma 4.0, not 2.0"),
-        ({"learned": replace(learned, normal=learned.abnormal)}, "prompts"),
+        ({"prompts": replace(learned, normal=learned.abnormal)}, "prompts"),
     ):
         with pytest.raises(ModelError, match=f"made with {difference}"):
             pipe.with_options(**options, calibration=found)
@@ -109,7 +109,7 @@ def test_numbers_that_are_none_are_refused(pipe, images, tmp_path):
 
 def test_the_commands(golden, drawn, tmp_path):
     def run(*arguments):
-        command = [sys.executable, "-m", "tipsomaly.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "tipsomaly", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
     normals, options = drawn / "felt" / "test" / "good", ["--model", golden.folder, "--class-name", "felt"]

@@ -17,7 +17,7 @@ from tipsomaly.cli.detect import _Stems
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tipsomaly.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "tipsomaly", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
@@ -127,7 +127,7 @@ def test_an_interrupt_keeps_what_was_finished(golden, tmp_path):
     for i in range(1, 3000):
         os.link(pictures / "0.png", pictures / f"{i}.png")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tipsomaly.cli", "detect", pictures, "--model", golden.folder, "--output", out]
+    command = [sys.executable, "-m", "tipsomaly", "detect", pictures, "--model", golden.folder, "--output", out]
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,

@@ -639,6 +639,6 @@ def test_the_mask_of_a_turned_picture_is_upright(tmp_path):
 
 def test_pictures_beyond_the_limit_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     sample = Sample(draw(tmp_path / "a.png"), draw(tmp_path / "m.png", SPOT), "x", "cut", 1)
-    monkeypatch.setattr("tipsomaly.datasets.MAX_PIXELS", 100)
+    monkeypatch.setattr("tipsomaly.data.masks.MAX_PIXELS", 100)
     with pytest.raises(DatasetError, match=r"m\.png: more than 0 megapixels"):
         load_mask(sample)

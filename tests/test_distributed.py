@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import ray
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from tipsomaly.distributed import actors as distributed
+from tipsomaly import distributed
+from tipsomaly.distributed import rows
 from tipsomaly.distributed.actors import Scorer, Summary, detect
 from tipsomaly.distributed.rows import PICTURES, Results
 
@@ -67,7 +68,7 @@ def bucket(tmp_path, monkeypatch):
     root = tmp_path / "bucket"
     root.mkdir()
     behind = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
-    monkeypatch.setattr(distributed, "_remote", lambda uri: (behind, uri.removeprefix("s3://")))
+    monkeypatch.setattr(rows, "_remote", lambda uri: (behind, uri.removeprefix("s3://")))
     return root
 
 
@@ -145,7 +146,7 @@ def test_the_command_scores_parquet_files_on_the_cluster(cluster, expected, tmp_
         parquet(tmp_path / "1.parquet", path=[*names, "cut"], bytes=[*contents, contents[0][:500]], other=range(4)),
         parquet(tmp_path / "2.parquet", path=[str(EXAMPLES[3])]),
     ]
-    command = [sys.executable, "-m", "tipsomaly.cli", "detect", *tables, "--engine", "ray", "--class-name", "part"]
+    command = [sys.executable, "-m", "tipsomaly", "detect", *tables, "--engine", "ray", "--class-name", "part"]
     command += ["--output", tmp_path / "out", "--format", "jsonl", "--actors", "1"]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

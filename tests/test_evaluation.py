@@ -127,8 +127,8 @@ def test_what_changed_is_computed_again(golden, pipe, drawn, tmp_path, encoded):
     (root / "metal_nut" / "test" / "good" / "003.png").unlink()
     assert run() == 6
     assert run(pipe.with_options(sigma=1.0)) == 13
-    learned = pipe.learned
-    assert run(pipe.with_options(learned=replace(learned, normal=learned.normal + 1e-6))) == 13
+    learned = pipe.prompts
+    assert run(pipe.with_options(prompts=replace(learned, normal=learned.normal + 1e-6))) == 13
     assert run() == 0
 
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_evaluated_is_named(pipe, samples, tmp_path):
 
 
 def test_the_command(golden, drawn, tmp_path, evaluation):
-    command = [sys.executable, "-m", "tipsomaly.cli", "evaluate", drawn, "--model", golden.folder]
+    command = [sys.executable, "-m", "tipsomaly", "evaluate", drawn, "--model", golden.folder]
     options = ["--image-size", "84", "--worst", "1", "--output", tmp_path / "out", "--class", "felt"]
     done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -18,11 +18,12 @@ from test_tips import SHAPES, make_config, random_model
 from typer.testing import CliRunner
 
 from tipsomaly import LearnedPrompts, ModelError, Pipeline
-from tipsomaly.cli.options import app
+from tipsomaly.cli import app
 from tipsomaly.models import download, hub
 from tipsomaly.models.catalogue import BACKBONES, Prompts
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.convert import convert
+from tipsomaly.models.folder import ModelFolder, write_configs
 from tipsomaly.models.tips import Tips
 
 V1 = "tips-l14-hr"
@@ -108,8 +109,8 @@ def leftovers(world) -> list[str]:
 def test_a_v1_name_comes_from_the_release_and_is_converted_once(world, golden):
     pipe = Pipeline.from_pretrained(V1, prompts="mvtec")
     assert score(pipe, golden) == score(golden.pipe, golden)
-    assert pipe.learned.metadata["backbone"] == V1
-    assert pipe.learned.metadata["source_sha256"] == BACKBONES[V1].prompts["mvtec"].sha256
+    assert pipe.prompts.metadata["backbone"] == V1
+    assert pipe.prompts.metadata["source_sha256"] == BACKBONES[V1].prompts["mvtec"].sha256
     sources = json.loads((world.cache / "models" / V1 / "source.json").read_text())
     assert {s["url"].rsplit("/", 1)[1]: s["sha256"] for s in sources} == {
         Path(path).name: hashlib.sha256(content).hexdigest()
@@ -241,7 +242,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(world, golden, monkeypatch):
 
 LOAD = """
 import sys
-from tipsomaly import hub
+from tipsomaly.models import hub
 print(hub.resolve(sys.argv[1]).path)
 """
 
@@ -326,7 +327,7 @@ def test_prompts_that_do_not_fit_are_known_before_weights_are_fetched(world, gol
     files = publish(world, golden, f"google/{V2}")
     files["prompts/other.safetensors"] = files.pop("prompts/tiny.safetensors")
     publish(world, golden, "someone/bare").pop("prompts/tiny.safetensors")
-    other = LearnedPrompts(golden.pipe.learned.normal, golden.pipe.learned.abnormal, metadata={"backbone": V1})
+    other = LearnedPrompts(golden.pipe.prompts.normal, golden.pipe.prompts.abnormal, metadata={"backbone": V1})
     other.save(world.folder / "other.safetensors")
     fails("someone/bare", r"^the mode 'decoupled' needs learned prompts and bare has none: .*`tipsomaly train`")
     fails("tips-s14-hr", r"needs learned prompts and tips-s14-hr has none: .*`tipsomaly train`")
@@ -379,7 +380,7 @@ def test_hub_trouble_that_stays_is_one_line_and_the_next_run_works(world, golden
 def test_offline_with_and_without_a_cached_copy(world, golden, monkeypatch):
     publish(world, golden)
     monkeypatch.setattr(world.constants, "HF_HUB_OFFLINE", True)
-    fails(V1, "HF_HUB_OFFLINE", prompts=golden.pipe.learned)
+    fails(V1, "HF_HUB_OFFLINE", prompts=golden.pipe.prompts)
     fails("acme/" + V1, "HF_HUB_OFFLINE")
     assert world.bucket.requests == []
     monkeypatch.setattr(world.constants, "HF_HUB_OFFLINE", False)
@@ -439,7 +440,7 @@ def test_prompts_by_name_path_and_hub_id(world, golden):
     for prompts in ("tiny", golden.folder / "prompts" / "tiny.safetensors", "acme/one", "acme/two:b",
                     "acme/two:prompts/b.safetensors", "acme/one:tiny@main"):  # fmt: skip
         pipe = Pipeline.from_pretrained(golden.folder, prompts=prompts)
-        assert torch.equal(pipe.learned.normal, golden.pipe.learned.normal)
+        assert torch.equal(pipe.prompts.normal, golden.pipe.prompts.normal)
     for prompts, message in (("acme/two", "a, b; say which"), ("acme/none", "no prompts"), ("acme/one:c", "no c"),
                              ("acme/three", "no model"), ("mvtek", "model has tiny")):  # fmt: skip
         fails(golden.folder, message, prompts=prompts)
@@ -447,7 +448,7 @@ def test_prompts_by_name_path_and_hub_id(world, golden):
 
 def test_prompts_of_another_backbone_are_refused_with_both_named(world, golden):
     publish(world, golden, "acme/tipsv2-l14")
-    learned = golden.pipe.learned
+    learned = golden.pipe.prompts
     other = LearnedPrompts(learned.normal, learned.abnormal, metadata={"backbone": V1})
     fails("tipsv2-l14", "trained on tips-l14-hr, the model is tipsv2-l14", prompts=other)
     wide = LearnedPrompts(torch.zeros(8, 6), torch.zeros(8, 6), metadata={"backbone": "tips-s14-hr"})
@@ -566,7 +567,7 @@ def test_what_transformers_saves_opens_here(golden, tmp_path, shape, original):
     from transformers import Tipsv2Model
 
     model = random_model(make_config(shape))
-    hub.write_configs(tmp_path / "ours", model.config, (model.config.vision.image_size,) * 2)
+    write_configs(tmp_path / "ours", model.config, (model.config.vision.image_size,) * 2)
     from safetensors.torch import save_file
 
     save_file(model.state_dict(), tmp_path / "ours" / "model.safetensors", metadata={"format": "pt"})
@@ -576,7 +577,7 @@ def test_what_transformers_saves_opens_here(golden, tmp_path, shape, original):
     size = "5GB" if original else "100KB"
     theirs.save_pretrained(tmp_path / "theirs", save_original_format=original, max_shard_size=size)
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists() != original
-    again = hub.ModelFolder(tmp_path / "theirs").read_tips(torch.device("cpu"), torch.float32)
+    again = ModelFolder(tmp_path / "theirs").read_tips(torch.device("cpu"), torch.float32)
     assert again.config.temperature == pytest.approx(0.02)
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

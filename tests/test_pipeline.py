@@ -24,7 +24,7 @@ def pictures(tmp_path):
 
 
 def new_pipe(golden):
-    return Pipeline(golden.pipe.tips, golden.pipe.tokenizer, golden.pipe.learned, image_size=golden.pipe.image_size)
+    return Pipeline(golden.pipe.tips, golden.pipe.tokenizer, golden.pipe.prompts, image_size=golden.pipe.image_size)
 
 
 def test_a_result_has_the_size_of_its_picture(golden, pictures):
@@ -122,7 +122,7 @@ def test_compare_is_the_ablation(golden, pictures):
 def test_similarities_are_those_of_the_sentences_that_make_the_global_score(golden, pictures):
     result = golden.pipe(pictures[3], "metal_nut")
     prototypes = golden.pipe.prototypes("metal_nut")[0].numpy()
-    sentences = golden.pipe.ensemble.sentences("metal nut")
+    sentences = golden.pipe.domain.sentences("metal nut")
     for similarities, texts, prototype in zip(golden.pipe.similarities(result), sentences, prototypes, strict=True):
         assert sorted(similarities) == sorted(texts)
         assert list(similarities.values()) == sorted(similarities.values(), reverse=True)
@@ -175,7 +175,7 @@ def test_options_of_a_copy_leave_the_original_alone(golden, pictures):
 
 def test_prototypes_are_computed_once_for_each_class(golden, monkeypatch):
     calls = []
-    import tipsomaly.pipeline as module
+    import tipsomaly.detection.pipeline as module
 
     original = module.prototypes
     monkeypatch.setattr(module, "prototypes", lambda *args: calls.append(1) or original(*args))
@@ -201,7 +201,7 @@ def test_save_pretrained_round_trip_changes_no_bit(golden, pictures, tmp_path):
     golden.pipe.save_pretrained(tmp_path / "model")
     again = Pipeline.from_pretrained(tmp_path / "model")
     assert again.image_size == golden.pipe.image_size
-    assert again.learned.metadata == golden.pipe.learned.metadata
+    assert again.prompts.metadata == golden.pipe.prompts.metadata
     for path in pictures:
         one, other = golden.pipe(path, "nut"), again(path, "nut")
         assert one.score == other.score
@@ -210,8 +210,8 @@ def test_save_pretrained_round_trip_changes_no_bit(golden, pictures, tmp_path):
 
 def test_a_prompt_sets_name_is_no_path(golden, tmp_path):
     for name in ("../../escaped", str(tmp_path / "escaped"), ".hidden", ""):
-        learned = replace(golden.pipe.learned, metadata={"name": name})
-        golden.pipe.with_options(learned=learned).save_pretrained(tmp_path / "a" / "b")
+        learned = replace(golden.pipe.prompts, metadata={"name": name})
+        golden.pipe.with_options(prompts=learned).save_pretrained(tmp_path / "a" / "b")
     assert [path.name for path in tmp_path.rglob("*.safetensors") if path.name != "model.safetensors"] == [
         "default.safetensors"
     ]
@@ -305,7 +305,7 @@ def test_the_fastest_dtype_of_a_cpu_is_measured(monkeypatch, supported):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     bfloat16_is_faster.cache_clear()
     assert bfloat16_is_faster() in ((False,) if not supported else (False, True))
-    monkeypatch.setattr("tipsomaly.pipeline.bfloat16_is_faster", lambda: supported)
+    monkeypatch.setattr("tipsomaly.models.device.bfloat16_is_faster", lambda: supported)
     fastest = choose_dtype("fastest", torch.device("cpu"))
     assert fastest == (torch.bfloat16 if supported else torch.float32)
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32

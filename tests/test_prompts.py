@@ -49,14 +49,14 @@ def test_fixed_prototypes_equal_the_reference(golden, domain):
 
 @pytest.mark.parametrize("form", ["paper", *ENSEMBLES])
 def test_learned_prototypes_equal_the_reference_in_both_literal_forms(golden, form):
-    learned = golden.pipe.learned
-    pipe = golden.pipe.with_options(learned=LearnedPrompts(learned.normal, learned.abnormal, form))
+    learned = golden.pipe.prompts
+    pipe = golden.pipe.with_options(prompts=LearnedPrompts(learned.normal, learned.abnormal, form))
     _, local_prototypes = pipe.prototypes()
     np.testing.assert_allclose(local_prototypes, golden.expected[f"learned_{form.replace('-', '_')}"][0], atol=1e-5)
 
 
 def test_a_long_sentence_with_learned_prompts_is_cut_back_to_64(golden):
-    tower, learned = golden.pipe.tips.text_encoder, golden.pipe.learned
+    tower, learned = golden.pipe.tips.text_encoder, golden.pipe.prompts
     ids, valid = golden.pipe.tokenizer(["crack " * 100])
     with torch.no_grad():
         whole = tower(ids, valid, learned.normal)

@@ -30,7 +30,7 @@ def test_python_examples_run(workplace, code):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(workplace, command):
-    arguments = [sys.executable, "-m", "tipsomaly.cli", *shlex.split(command)[1:]]
+    arguments = [sys.executable, "-m", "tipsomaly", *shlex.split(command)[1:]]
     done = subprocess.run(arguments, cwd=workplace, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from tipsomaly import ImageError, ModelError, Pipeline
 from tipsomaly.detection.calibration import Calibration
-from tipsomaly.service import space
+from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.service import exports, space, uploads
 from tipsomaly.service.exports import Row, record, write_csv, write_files, write_overlays
 from tipsomaly.service.space import Space
 from tipsomaly.service.uploads import own_prompts, pictures, read_mask
@@ -139,7 +140,7 @@ def test_a_broken_picture_is_a_row_of_the_batch(service, tmp_path):
     assert [row.error is None for row in rows] == [True, False, True, False]
     assert rows[0].result.score == rows[2].result.score == Pipeline.from_pretrained()(PICTURE, "zipper").score
     assert str(tmp_path) not in str(rows[1].error)
-    assert [cells[0] for cells in space.table(rows)][2:] == ["broken.png", "folder/note.txt"]
+    assert [cells[0] for cells in exports.table(rows)][2:] == ["broken.png", "folder/note.txt"]
 
 
 def test_a_batch_has_an_end(service, monkeypatch):
@@ -148,8 +149,8 @@ def test_a_batch_has_an_end(service, monkeypatch):
 
 
 def test_zip_bombs_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(space, "MAX_FILE", 10_000)
-    monkeypatch.setattr(space, "MAX_UNPACKED", 25_000)
+    monkeypatch.setattr(uploads, "MAX_FILE", 10_000)
+    monkeypatch.setattr(uploads, "MAX_UNPACKED", 25_000)
     archive = tmp_path / "bomb.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for name, size in (("small", 9_000), ("bomb", 10**8), ("next", 5_000), ("last", 5_000)):
@@ -196,7 +197,7 @@ def test_files_hold_the_result(inspection, tmp_path):
 
 def test_names_in_tables_and_archives_do_no_harm(inspection, tmp_path):
     rows = [Row('=HYPERLINK("x")', inspection.shown), Row("../../<b>é.png", inspection.shown), Row("@x", error="-bad")]
-    write_csv(space.table(rows), tmp_path / "scores.csv")
+    write_csv(exports.table(rows), tmp_path / "scores.csv")
     cells = list(csv.reader((tmp_path / "scores.csv").open(encoding="utf-8-sig")))
     assert [row[0] for row in cells] == ["picture", '\'=HYPERLINK("x")', "../../<b>é.png", "'@x"]
     assert cells[3][-1] == "'-bad"
@@ -220,7 +221,7 @@ def test_calibrations_give_verdicts_where_they_fit(tmp_path):
     ]
     assert verdicts == [True, None, None, None]
     (row,) = service.batch([PICTURE], "zipper", "industrial", NANO)
-    assert space.verdict(row.result) == "anomalous"
+    assert exports.verdict(row.result) == "anomalous"
     with pytest.raises(ModelError, match="no model on offer fits"):
         Space(calibrations=[tmp_path / "other.json"])
 
@@ -230,10 +231,10 @@ def test_prompts_that_are_released_but_not_in_the_folder_are_on_offer(monkeypatc
 
     def find(folder, name):
         asked.append(name)
-        return folder.prompt_sets()["industrial"]
+        return LearnedPrompts.load(folder.prompt_sets()["industrial"])
 
     monkeypatch.setattr(space, "released_prompts", lambda folder: {"visa": None})
-    monkeypatch.setattr(space, "find_prompts", find)
+    monkeypatch.setattr(space, "read_prompts", find)
     assert Space().choices == [NANO, "nano / medical", "nano / visa"]
     assert asked == ["industrial", "medical", "visa"]
 

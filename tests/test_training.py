@@ -39,7 +39,7 @@ def batch(golden):
 def test_four_steps_equal_the_reference(golden, batch, objective, name):
     pipe, expected = golden.pipe, golden.expected
     [(prompts, history)] = train_prompts(
-        pipe.tips, pipe.tokenizer, [batch] * 4, pipe.learned, epochs=1, objective=objective
+        pipe.tips, pipe.tokenizer, [batch] * 4, pipe.prompts, epochs=1, objective=objective
     )
     columns = [[p.total(objective), p.focal, p.dice_abnormal, p.dice_normal, p.image] for p in history]
     np.testing.assert_allclose(torch.tensor(columns), expected[f"train_{name}_losses"], atol=1e-4)
@@ -114,7 +114,7 @@ def test_the_whole_path_equals_the_reference(golden, monkeypatch, tmp_path):
         training, "load_mask", lambda sample, size: golden.mask if sample.label else golden.mask & False
     )
     pair = [Sample(path, None, "nut", "x", label) for path, label in zip(golden.images, (1, 0), strict=True)]
-    prompts = train(golden.pipe, Features(golden.pipe, pair), tmp_path / "p.safetensors", golden.pipe.learned, epochs=4)
+    prompts = train(golden.pipe, Features(golden.pipe, pair), tmp_path / "p.safetensors", golden.pipe.prompts, epochs=4)
     np.testing.assert_allclose(prompts.normal, expected["train_seg_normal"], atol=1e-4)
     np.testing.assert_allclose(prompts.abnormal, expected["train_seg_abnormal"], atol=1e-4)
     log = [json.loads(line) for line in (tmp_path / "p.log.jsonl").read_text().splitlines()]
@@ -198,7 +198,7 @@ def test_the_command_gives_the_same_file_again(golden, drawn, tmp_path):
         out = tmp_path / name / "mine.safetensors"
         command = ["train", drawn, "--output", out, "--model", golden.folder, "--image-size", 56, "--epochs", 1]
         command += ["--tokens", 2, "--seed", 5, "--ensemble", "paper", "--objective", "both", "--class", "felt"]
-        command = [sys.executable, "-m", "tipsomaly.cli", *map(str, command)]
+        command = [sys.executable, "-m", "tipsomaly", *map(str, command)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert "features of 7 pictures: 0 MB in memory" in done.stderr

@@ -150,7 +150,7 @@ def calibrate(
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
     tile: TileOption = None,
-    overlap: OverlapOption = 0.25,
+    overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for calibration.json.")] = Path("."),
     batch_size: BatchOption = 8,

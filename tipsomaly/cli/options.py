@@ -69,7 +69,9 @@ TileOption = Annotated[
     int | None,
     typer.Option(metavar="PX", min=SMALLEST, help="Also cut larger pictures into tiles of this side, blended."),
 ]
-OverlapOption = Annotated[float, typer.Option(min=0, max=0.75, help="Share of a tile that the next one covers too.")]
+OverlapOption = Annotated[
+    float | None, typer.Option(min=0, max=0.75, help="Share of a tile that the next one covers too; default: 0.25.")
+]
 AspectOption = Annotated[
     bool, typer.Option("--keep-aspect", help="Do not squash pictures to a square, as the paper does.")
 ]

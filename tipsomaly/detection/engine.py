@@ -1,11 +1,165 @@
-"""Views in batches through the tower, their scores back: two batches in flight on a GPU."""
+"""Views in batches through the vision tower, and their scores back: two batches in flight on a GPU.
 
-from collections.abc import Iterator
+The engine knows no prompts: what the tokens mean is the detectors' business.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from tipsomaly.detection.views import View
-from tipsomaly.errors import ImageError
+from tipsomaly.data.images import ImageSource
+from tipsomaly.detection import scoring
+from tipsomaly.detection.calibration import Calibration
+from tipsomaly.detection.detector import Detector
+from tipsomaly.detection.result import Result
+from tipsomaly.detection.tiling import Tiles
+from tipsomaly.detection.views import Picture, Scores, View, Viewer, ahead
+from tipsomaly.errors import ImageError, ModelError, OptionError, one_line
+from tipsomaly.models.device import to_cpu, to_device
+from tipsomaly.models.tips import ImageTokens, Tips
+
+
+class Engine:
+    """A vision tower, and how pictures are given to it."""
+
+    def __init__(self, tips: Tips, viewer: Viewer, sigma: float) -> None:
+        self.tips, self.viewer, self.sigma = tips, viewer, sigma
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower is."""
+        return self.tips.vision_encoder.cls_token.device
+
+    def scored(
+        self, images: Iterable[ImageSource], detectors: Sequence[Detector], batch_size: int, maps: bool = False
+    ) -> Iterator[View | ImageError]:
+        """The views of all pictures in order, once `view.picture.scores` holds what each detector says of them; with
+        `maps` also the anomaly maps of those that are not tiled."""
+        at_once = 2 if self.device.type == "cuda" else 1  # a GPU has its next batch before the last one is read
+        running: deque[tuple[list[View | ImageError], torch.cuda.Event | None]] = deque()
+        views = self.viewer.views(images, batch_size)
+        while batch := list(islice(views, batch_size)):
+            running.append((batch, self._launch(batch, detectors, maps)))
+            if len(running) == at_once:
+                yield from _landed(*running.popleft())
+        for batch, done in running:
+            yield from _landed(batch, done)
+
+    @torch.inference_mode()
+    def _launch(
+        self, batch: Sequence[View | ImageError], detectors: Sequence[Detector], maps: bool
+    ) -> torch.cuda.Event | None:
+        """Start to score a batch. On a GPU nothing waits here: the scores are there when the returned event is."""
+        groups: dict[torch.Size, list[View]] = {}
+        for view in batch:
+            if not isinstance(view, ImageError):
+                groups.setdefault(view.pixels.shape, []).append(view)
+        for views in groups.values():
+            tokens = self.encode(torch.stack([view.pixels for view in views]))
+            spatial = to_cpu(F.normalize(tokens.spatial.float(), dim=-1))
+            for detector in detectors:
+                evidence = detector.score(tokens)
+                on_cpu = (spatial, to_cpu(evidence.images), to_cpu(evidence.patches))
+                for view, on_device, *scores in zip(views, evidence.patches, *on_cpu, strict=True):
+                    if maps and not view.picture.boxes:
+                        size = (view.picture.height, view.picture.width)
+                        height, width = view.pixels.shape[1:]
+                        scores.append(to_cpu(scoring.anomaly_map(on_device, (height, width), size, self.sigma)))
+                    view.picture.scores.setdefault(view.index, []).append(Scores(*scores))
+        return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+
+    def result(
+        self, picture: Picture, detector: int, class_name: str, mode: str, calibration: Calibration | None
+    ) -> Result:
+        """What the scores of a picture's views under one detector, by its number, say of the picture."""
+        whole, *tiles = (picture.scores[index][detector] for index in range(1 + len(picture.boxes)))
+        object_score, global_score = whole.image.tolist()
+        result = Result(
+            object_score=object_score,
+            global_score=global_score,
+            patch_map=whole.patch_map.numpy().copy(),
+            width=picture.width,
+            height=picture.height,
+            input_size=self.viewer.input_size(picture.width, picture.height),
+            class_name=class_name,
+            mode=mode,
+            sigma=self.sigma,
+            spatial_token=whole.spatial_token.numpy().copy(),
+            note=picture.note,
+            image_threshold=calibration and calibration.image_threshold,
+            pixel_threshold=calibration and calibration.pixel_threshold,
+            tiles=self._tiles(picture, tiles) if tiles else None,
+            source=picture.source,
+        )
+        if whole.anomaly_map is not None:
+            vars(result)["anomaly_map"] = whole.anomaly_map.numpy()
+        return result
+
+    def _tiles(self, picture: Picture, scores: Sequence[Scores]) -> Tiles:
+        tiling = self.viewer.tiling
+        assert tiling is not None
+        rows = len(tiling.spans(picture.height))
+        patch_maps = torch.stack([tile.patch_map for tile in scores]).unflatten(0, (rows, -1))
+        left, top, right, bottom = picture.boxes[0]
+        return Tiles(patch_maps.numpy(), tiling, self.viewer.input_size(right - left, bottom - top))
+
+    def compile(self, batch_size: int, backend: str) -> float:
+        """See `Pipeline.compile`."""
+        start = time.perf_counter()
+        blocks = self.tips.vision_encoder.blocks
+        try:
+            for block in blocks:
+                block.compile(backend=backend)
+            tokens = self.encode(torch.zeros(batch_size, 3, *self.viewer.image_size, dtype=torch.uint8))
+            torch.sum(tokens.spatial).item()  # waits for a GPU
+        except Exception as error:  # of many kinds, which torch's compiler defines and only then imports
+            for block in blocks:
+                block._compiled_call_impl = None
+            raise ModelError(f"the model cannot be compiled here: {one_line(error)}") from None
+        return time.perf_counter() - start
+
+    def pixels(self, images: Iterable[ImageSource], batch_size: int = 16) -> Iterator[Tensor]:
+        """Batches (B, 3, H, W) uint8 at the input size; decoding runs ahead in threads.
+
+        Raises ImageError, naming the picture, for one that cannot be used, and OptionError where pictures are tiled or
+        keep their proportions.
+        """
+        if self.viewer.tiling or self.viewer.keep_aspect:
+            raise OptionError("training and evaluation take whole pictures, squashed to the input size as in the paper")
+        batch: list[Tensor] = []
+        for picture in ahead(self.viewer.read, images, 2 * batch_size):
+            if isinstance(picture, ImageError):
+                raise picture
+            batch.append(picture.pixels)
+            if len(batch) == batch_size:
+                yield torch.stack(batch)
+                batch = []
+        if batch:
+            yield torch.stack(batch)
+
+    def encode(self, pixels: Tensor) -> ImageTokens:
+        """(B, 3, H, W) uint8 pixels, or floats in [0, 1], to the tokens of the vision tower."""
+        return self.encode_layers(pixels, [-1])[0]
+
+    @torch.inference_mode()
+    def encode_layers(self, pixels: Tensor, layers: Sequence[int]) -> list[ImageTokens]:
+        """The same after each of these blocks of the tower (0-based, negative from the end)."""
+        pixels = to_device(pixels, self.device)
+        pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
+        if self.device.type != "cpu":
+            return self.tips.vision_encoder.layers(pixels, layers)
+        # What a block of the tower writes should stay in the cache: 2,000 tokens for each thread.
+        tokens = pixels.shape[2] * pixels.shape[3] // self.tips.config.vision.patch_size**2
+        parts = pixels.split(max(1, 2000 * torch.get_num_threads() // max(tokens, 1)))
+        encoded = [self.tips.vision_encoder.layers(part, layers) for part in parts]
+        if len(encoded) == 1:
+            return encoded[0]
+        return [ImageTokens(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*encoded, strict=True)]
 
 
 def _landed(batch: list[View | ImageError], done: torch.cuda.Event | None) -> Iterator[View | ImageError]:

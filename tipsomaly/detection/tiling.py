@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 
 from tipsomaly.detection.scoring import anomaly_map
-from tipsomaly.errors import ModelError
+from tipsomaly.errors import OptionError
 
 SMALLEST = 56
 """Side in pixels below which a tile shows too little, and a large picture has too many of them."""
@@ -27,9 +27,9 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.tile < SMALLEST:
-            raise ModelError(f"a tile must be at least {SMALLEST} pixels wide, not {self.tile}")
+            raise OptionError(f"a tile must be at least {SMALLEST} pixels wide, not {self.tile}")
         if not 0 <= self.overlap <= 0.75:
-            raise ModelError(f"the overlap of tiles must be from 0 to 0.75 of their side, not {self.overlap}")
+            raise OptionError(f"the overlap of tiles must be from 0 to 0.75 of their side, not {self.overlap}")
 
     def spans(self, length: int) -> list[tuple[int, int]]:
         """(start, stop) of each tile along a side of `length` pixels."""

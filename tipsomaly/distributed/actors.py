@@ -97,7 +97,7 @@ def detect(
         actors=actors,
         batch_size=batch_size,
         dtype=settings["dtype"],
-        **{**options, "prompts": pipe.learned, "calibration": pipe.calibration},  # their files need not be everywhere
+        **{**options, "prompts": pipe.prompts, "calibration": pipe.calibration},  # their files need not be everywhere
     )
     try:
         scores.write_datasink(results)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tipsomaly.errors import ModelError
+from tipsomaly.files import staged_folder
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.folder import existing, write_configs
 from tipsomaly.models.shapes import DEFAULT_TEMPERATURE, PATCH, Shapes, read_config
@@ -59,10 +60,10 @@ def convert(
         side = image_size or (518 if config.vision.image_size == 448 else config.vision.image_size)
         if side % PATCH:
             raise ModelError(f"the image size must be a multiple of {PATCH}, not {side}")
-        write_configs(out, config, (side, side))
-        if Path(tokenizer_model).resolve() != (out / "tokenizer.model").resolve():
-            shutil.copyfile(tokenizer_model, out / "tokenizer.model")
-        _write_safetensors(out / "model.safetensors", sources, dtype)
+        with staged_folder(out) as staging:
+            write_configs(staging, config, (side, side))
+            shutil.copyfile(tokenizer_model, staging / "tokenizer.model")
+            _write_safetensors(staging / "model.safetensors", sources, dtype)
     return config
 
 
@@ -105,7 +106,7 @@ KINDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def _write_safetensors(path: Path, sources: Mapping[str, tuple[_Npz, str]], target: str | None = None) -> None:
     """The safetensors format is a length, a JSON header and the bytes, so arrays can be streamed; the library's own
-    writer wants them all in memory. The file gets its name when it is whole."""
+    writer wants them all in memory."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (npz, key) in sources.items():
@@ -118,18 +119,13 @@ def _write_safetensors(path: Path, sources: Mapping[str, tuple[_Npz, str]], targ
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded)
-            for npz, key in sources.values():
-                array = npz[key]
-                if target:
-                    array = _cast(array, target, f"{npz.path}: array {key!r}")
-                file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for npz, key in sources.values():
+            array = npz[key]
+            if target:
+                array = _cast(array, target, f"{npz.path}: array {key!r}")
+            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
 
 
 def _cast(array: np.ndarray, dtype: str, what: str) -> np.ndarray:

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from tipsomaly.errors import ModelError
+from tipsomaly.errors import OptionError, one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,14 +24,14 @@ def to_cpu(tensor: Tensor) -> Tensor:
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """A GPU if "auto" and there is one; ModelError for a device that this machine has not."""
+    """A GPU if "auto" and there is one; OptionError for a device that this machine has not."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise OptionError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
     return chosen
 
 
@@ -46,7 +46,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype in DTYPES.values():
         return dtype
     if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}: choose auto, fastest, {', '.join(DTYPES)}")
+        raise OptionError(f"unknown dtype {dtype!r}: choose auto, fastest, {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tipsomaly.errors import ModelError, one_line
+from tipsomaly.files import staged_folder
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.shapes import DEFAULT_TEMPERATURE, read_config
 from tipsomaly.models.tips import Tips, from_transformers
@@ -141,6 +142,17 @@ def write_configs(folder: Path, config: TipsConfig, image_size: tuple[int, int])
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_model(out: Path, tips: Tips, tokenizer: Tokenizer, image_size: tuple[int, int]) -> None:
+    """Write a model folder without prompts, whole or not at all; files of other names that are there stay."""
+    from safetensors.torch import save_file
+
+    with staged_folder(out) as staging:
+        write_configs(staging, tips.config, image_size)
+        tensors = {name: value.cpu().contiguous() for name, value in tips.state_dict().items()}
+        save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
+        (staging / "tokenizer.model").write_bytes(tokenizer.model)
 
 
 @contextmanager

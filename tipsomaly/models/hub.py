@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 from tipsomaly.errors import ModelError, one_line
+from tipsomaly.files import staged_folder
 from tipsomaly.models.catalogue import BACKBONES, near, organisation
 from tipsomaly.models.convert import convert
 from tipsomaly.models.download import ATTEMPTS, disk_errors, fetch, lock, retry_after
@@ -115,7 +115,7 @@ def convert_release(name: str) -> Path:
         if out.is_dir():  # another process was faster
             return out
         records = fetch(BACKBONES[name].sources, downloads, extra=1)
-        with disk_errors(out), _staging(out) as staging:
+        with disk_errors(out), staged_folder(out) as staging:
             try:
                 convert(*(downloads / source.file_name for source in BACKBONES[name].sources), staging)
             except ValueError as error:  # what came is not what it should be: let the next run fetch it anew
@@ -124,19 +124,6 @@ def convert_release(name: str) -> Path:
             (staging / "source.json").write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(downloads, ignore_errors=True)
     return out
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder to work in that becomes `out` if all goes well, and is gone otherwise. Hold a lock around it."""
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        staging.replace(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _offline() -> bool:

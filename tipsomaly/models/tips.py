@@ -7,6 +7,7 @@ Parameter names are those of the released npz files, so a checkpoint is `vision_
 `text_encoder.<name>`: the layout that `transformers.Tipsv2Model` reads too.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tipsomaly.files import sha256
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 
 
@@ -264,6 +266,16 @@ class Tips(nn.Module):
         self.config = config
         self.vision_encoder = VisionTower(config.vision)
         self.text_encoder = TextTower(config.text)
+        self._digests: dict[bytes, str] = {}
+
+    def digest(self, tokenizer: bytes) -> str:
+        """SHA-256 of the sizes, of all weights and of the tokenizer that belongs to them: computed once and kept, since
+        the towers are frozen."""
+        if tokenizer not in self._digests:
+            self._digests[tokenizer] = sha256(
+                json.dumps(self.config.to_dict(), sort_keys=True), tokenizer, *self.state_dict().values()
+            )
+        return self._digests[tokenizer]
 
     @classmethod
     def from_state_dict(cls, config: TipsConfig, state: Mapping[str, Tensor]) -> "Tips":

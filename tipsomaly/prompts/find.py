@@ -69,6 +69,23 @@ def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
     raise ModelError(f"no prompt set or file {text!r}{wrong}: {folder.name or folder.path} has {known}")
 
 
+def read_prompts(folder: ModelFolder, name: str | Path) -> LearnedPrompts:
+    """The prompts of that name, see `find_prompts`. Raises ModelError."""
+    path = find_prompts(folder, name)
+    try:
+        return LearnedPrompts.load(path)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+
+
+def default_prompts(folder: ModelFolder, domain: object) -> LearnedPrompts | None:
+    """The set named after the domain, else the first one, at hand or released; None where there are none."""
+    sets = sorted(folder.prompt_sets() or released_prompts(folder))
+    if not sets:
+        return None
+    return read_prompts(folder, domain if isinstance(domain, str) and domain in sets else sets[0])
+
+
 def released_prompts(folder: ModelFolder) -> dict[str, Prompts]:
     """The prompts that were released for the folder's backbone, by name, whether they are at hand or not."""
     return BACKBONES[folder.name].prompts if folder.name in BACKBONES else {}

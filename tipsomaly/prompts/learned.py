@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tipsomaly.files import write_atomically
+from tipsomaly.files import sha256, write_atomically
 from tipsomaly.prompts.sentences import ENSEMBLES
 
 
@@ -38,6 +38,10 @@ class LearnedPrompts:
             raise ValueError("learned prompts hold NaN or infinity")
         if self.ensemble != "paper" and self.ensemble not in ENSEMBLES:
             raise ValueError(f"unknown prompt ensemble {self.ensemble!r}: choose paper, {', '.join(ENSEMBLES)}")
+
+    def digest(self) -> str:
+        """SHA-256 of all that a score depends on."""
+        return sha256(self.ensemble, self.normal, self.abnormal)
 
     def sentences(self) -> tuple[list[str], list[str]]:
         """The (normal, abnormal) sentences that the vectors are put before."""

@@ -7,7 +7,7 @@ class-agnostic sentences and serve the patch map.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tipsomaly.errors import ModelError
+from tipsomaly.errors import OptionError
 from tipsomaly.names import clean_class_name
 
 
@@ -103,5 +103,5 @@ def ensemble(domain: str | PromptEnsemble) -> PromptEnsemble:
     if isinstance(domain, PromptEnsemble):
         return domain
     if domain not in ENSEMBLES:
-        raise ModelError(f"unknown domain {domain!r}: choose {', '.join(ENSEMBLES)}, or pass a PromptEnsemble")
+        raise OptionError(f"unknown domain {domain!r}: choose {', '.join(ENSEMBLES)}, or pass a PromptEnsemble")
     return ENSEMBLES[domain]

@@ -18,8 +18,7 @@ from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.result import Result
 from tipsomaly.errors import ImageError, ModelError
 from tipsomaly.models.hub import resolve
-from tipsomaly.prompts.find import find_prompts, released_prompts
-from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.find import read_prompts, released_prompts
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
 from tipsomaly.service.exports import Comparison, Inspection, Row, jpeg, shown
 from tipsomaly.service.uploads import (
@@ -149,7 +148,7 @@ def _prompt_sets(name: str) -> dict[str, Pipeline]:
     pipeline, folder = Pipeline.from_pretrained(name), resolve(name)
     title = Path(name).name if Path(name).is_dir() else name
     return {
-        f"{title} / {label}": pipeline.with_options(learned=LearnedPrompts.load(find_prompts(folder, label)))
+        f"{title} / {label}": pipeline.with_options(prompts=read_prompts(folder, label))
         for label in sorted(folder.prompt_sets() | released_prompts(folder))
     }
 

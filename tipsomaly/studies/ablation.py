@@ -60,7 +60,7 @@ def ablate(
     tokens from the last. Trained prompts start from `seed` before the sentences that the pipeline's own were trained
     before. Raises ModelError for a pipeline without learned prompts.
     """
-    if pipeline.learned is None:
+    if pipeline.prompts is None:
         raise ModelError("ablations need learned prompts and this model has none")
     depth = pipeline.tips.config.vision.depth
     decoupled = pipeline.with_options(mode="decoupled")
@@ -79,11 +79,11 @@ def ablate(
         distinct = list(dict.fromkeys(recipes.values()))  # 8 tokens and the local loss are in both
         for objective, count in tqdm(distinct, "train", disable=None if progress else True):
             vectors = initial_prompts(pipeline.tips.config.text.dim, count, seed)
-            start = LearnedPrompts(*vectors, pipeline.learned.ensemble)
+            start = LearnedPrompts(*vectors, pipeline.prompts.ensemble)
             *_, (prompts, _) = train_prompts(
                 pipeline.tips, pipeline.tokenizer, features, start, epochs=epochs, objective=objective
             )
-            trained[objective, count] = Variant(decoupled.with_options(learned=prompts))
+            trained[objective, count] = Variant(decoupled.with_options(prompts=prompts))
         variants |= {name: trained[recipe] for name, recipe in recipes.items()}
 
     per_class: dict[tuple[str, str], dict[str, Metrics]] = {name: {} for name in variants}

@@ -245,7 +245,7 @@ def score_class(
             localization = None
             if with_masks:
                 mask = read_mask(sample, size) if sample.mask else None
-                anomaly_map = scoring.anomaly_map(patch_map, size, sigma=first.sigma)
+                anomaly_map = scoring.anomaly_map(patch_map, size, sigma=first.options.sigma)
                 pixels[key].update(anomaly_map, mask)
                 if mask is not None and mask.any() and not mask.all():
                     localization = float(anomaly_map[mask].mean() - anomaly_map[~mask].mean())
