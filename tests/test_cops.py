@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from tipsomaly import scoring
-from tipsomaly.cops import Cops, alignment_weight, distances
-from tipsomaly.prompt_method import TextEncoder, TrainingBatch
-from tipsomaly.tips import ImageTokens, LayerTokens
+from tipsomaly.detection import scoring
+from tipsomaly.models.tips import ImageTokens, LayerTokens
+from tipsomaly.prompts.cops import Cops, alignment_weight, distances
+from tipsomaly.prompts.method import TextEncoder, TrainingBatch
 
 
 def start_values(shapes: dict[str, tuple[int, ...]], dim: int, seed: int, scale: float) -> dict[str, torch.Tensor]:

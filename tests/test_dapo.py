@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tipsomaly import scoring
-from tipsomaly.dapo import Dapo
-from tipsomaly.prompt_method import TextEncoder, TrainingBatch, pair, probabilities
-from tipsomaly.prompts import embed
-from tipsomaly.tips import ImageTokens
+from tipsomaly.detection import scoring
+from tipsomaly.models.tips import ImageTokens
+from tipsomaly.prompts.dapo import Dapo
+from tipsomaly.prompts.method import TextEncoder, TrainingBatch, pair, probabilities
+from tipsomaly.prompts.prototypes import embed
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tipsomaly.prompt_method import probabilities
+from tipsomaly.prompts.losses import bilinear
+from tipsomaly.prompts.method import probabilities
 
 SIGMA = 4.0
 """Standard deviation in pixels, at the model's input size, of the Gaussian that smooths a map."""
@@ -69,10 +70,3 @@ def _resampling(patches: int, input_length: int, length: int, sigma: float, devi
     if length != input_length:
         matrix = F.interpolate(matrix.T[None], size=length, mode="linear", align_corners=False)[0].T
     return matrix.float().contiguous().to(device)
-
-
-@lru_cache(maxsize=8)
-def bilinear(source: int, target: int) -> Tensor:
-    """(target, source) float64 weights of torch's bilinear interpolation along one axis."""
-    identity = torch.eye(source, dtype=torch.float64)[None]
-    return F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T

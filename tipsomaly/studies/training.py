@@ -21,12 +21,12 @@ from tqdm import tqdm
 from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample, states
 from tipsomaly.detection.pipeline import Pipeline
-from tipsomaly.detection.scoring import bilinear
 from tipsomaly.errors import TrainingError
 from tipsomaly.files import digest, write_atomically
 from tipsomaly.models.tips import ImageTokens, Tips
 from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.losses import bilinear
 from tipsomaly.prompts.prototypes import prototypes
 from tipsomaly.studies import figures
 

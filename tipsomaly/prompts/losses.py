@@ -1,9 +1,10 @@
 """The losses that prompt methods are trained with."""
 
+from functools import lru_cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from tipsomaly.scoring import bilinear
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -46,3 +47,10 @@ def image_loss(tokens: Tensor, prototypes: Tensor, temperature: float, labels: T
     """Cross-entropy of the logits of tokens (B, D) against a pair of prototypes, (2, D) or (B, 2, D)."""
     unit = F.normalize(tokens.float(), dim=-1)[:, None]
     return F.cross_entropy((unit @ prototypes.float().mT)[:, 0] / temperature, labels)
+
+
+@lru_cache(maxsize=8)
+def bilinear(source: int, target: int) -> Tensor:
+    """(target, source) float64 weights of torch's bilinear interpolation along one axis."""
+    identity = torch.eye(source, dtype=torch.float64)[None]
+    return F.interpolate(identity, size=target, mode="linear", align_corners=False)[0].T

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tipsomaly.losses import image_loss, local_loss, upsample
-from tipsomaly.prompt_method import Conditioned, PromptMethod, Recipe, TextEncoder, TrainingBatch, probabilities
-from tipsomaly.tips import ImageTokens, LayerTokens, TipsConfig
+from tipsomaly.models.config import TipsConfig
+from tipsomaly.models.tips import ImageTokens, LayerTokens
+from tipsomaly.prompts.losses import image_loss, local_loss, upsample
+from tipsomaly.prompts.method import Conditioned, PromptMethod, Recipe, TextEncoder, TrainingBatch, probabilities
 
 States = Literal["own", "exchanged", "learned"]
 Categories = Literal["prior", "posterior", "learned"]

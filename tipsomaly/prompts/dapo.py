@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tipsomaly.losses import image_loss, local_loss, upsample
-from tipsomaly.prompt_method import PromptMethod, Recipe, TextEncoder, TrainingBatch, pair, probabilities
-from tipsomaly.tips import LayerTokens, TipsConfig
+from tipsomaly.models.config import TipsConfig
+from tipsomaly.models.tips import LayerTokens
+from tipsomaly.prompts.losses import image_loss, local_loss, upsample
+from tipsomaly.prompts.method import PromptMethod, Recipe, TextEncoder, TrainingBatch, pair, probabilities
 
 LOCAL_WEIGHT = 4.0
 """The weight of the local loss against the image's ("weight balance")."""

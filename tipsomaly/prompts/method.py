@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tipsomaly.tips import ImageTokens, LayerTokens, TextTower, TipsConfig
-from tipsomaly.tokenizer import Tokenizer
+from tipsomaly.models.config import TipsConfig
+from tipsomaly.models.tips import ImageTokens, LayerTokens, TextTower
+from tipsomaly.models.tokenizer import Tokenizer
 
 
 class TextEncoder(NamedTuple):
