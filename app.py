@@ -424,7 +424,7 @@ def build(space: Space) -> gr.Blocks:
                             for name in COLUMNS
                         ]
                     gr.HTML(legend())
-                    strategies = [f"{name} {' + '.join(parts)}" for name, parts in STRATEGIES.items()]
+                    strategies = [f"{name} {words}" for name, words in STRATEGIES.items()]
                     table = gr.Dataframe(
                         headers=["prompts", *strategies, "pixel AUROC", "AUPRO"],
                         label="Image score by the strategies S1 to S5 (the paper's is S5); metrics if there is a mask",

@@ -37,7 +37,7 @@ from tipsomaly.cli.options import (
 )
 from tipsomaly.detection import visualization
 from tipsomaly.detection.result import Result
-from tipsomaly.detection.scoring import SIGMA
+from tipsomaly.detection.scoring import SIGMA, STRATEGIES
 from tipsomaly.errors import ImageError, printable
 
 
@@ -159,7 +159,7 @@ def compare(
     else:
         print(
             f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  "
-            + " ".join(f"{s:>6}" for s in ("S1", "S2", "S3", "S4", "S5"))
+            + " ".join(f"{s:>6}" for s in STRATEGIES)
         )
         for mode, r in results.items():
             strategies = " ".join(f"{value:6.4f}" for value in r.strategies.values())
