@@ -157,10 +157,7 @@ def compare(
         }
         print(json.dumps({"image": image, **scores}))
     else:
-        print(
-            f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  "
-            + " ".join(f"{s:>6}" for s in STRATEGIES)
-        )
+        print(f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  " + " ".join(f"{s:>6}" for s in STRATEGIES))
         for mode, r in results.items():
             strategies = " ".join(f"{value:6.4f}" for value in r.strategies.values())
             print(f"{mode:<10} {r.score:7.4f} {r.global_score:7.4f} {r.local_score:7.4f}  {strategies}")
