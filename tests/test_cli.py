@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tipsomaly.cli.detect import _Stems
+from tipsomaly.detection.formats import Stems
 
 
 def run(*arguments, **options) -> subprocess.CompletedProcess:
@@ -205,7 +205,7 @@ def test_models_and_version():
 
 
 def test_stems_are_unique_and_short():
-    stems = _Stems()
+    stems = Stems()
     paths = ["x/a.png", "y/a.jpg", "A.png", "a_2.png", "ü" * 300 + ".png", "caf\udce9.png", "\udce9.png"]
     names = [stems(Path(p)) for p in paths]
     assert len({name.lower() for name in names}) == 7

@@ -1,6 +1,7 @@
 """`tipsomaly evaluate`, `train`, `calibrate` and `ablate`: data sets."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from tipsomaly.cli.options import (
     DomainOption,
     DType,
     DTypeOption,
+    FormatsOption,
     LayoutOption,
     Mode,
     ModelOption,
@@ -33,12 +35,15 @@ from tipsomaly.cli.options import (
     Strategy,
     TileOption,
     app,
+    choose_formats,
     fail,
     find_pictures,
     load_pipeline,
     read_samples,
 )
 from tipsomaly.data.layouts import read_dataset
+from tipsomaly.data.samples import by_class
+from tipsomaly.detection.formats import FORMATS, Stems
 from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.errors import printable
 from tipsomaly.prompts.learned import LearnedPrompts
@@ -59,6 +64,7 @@ def evaluate(
     split: SplitOption = Split.test,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("results"),
     worst: Annotated[int, typer.Option(min=0, metavar="N", help="Draw the N worst mistakes of each kind.")] = 0,
+    formats: FormatsOption = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
@@ -66,11 +72,13 @@ def evaluate(
     """Score a data set: image and pixel metrics by class, next to the paper's numbers where they are known.
 
     DIR gets results.json, results.csv and results.md, with --worst also pictures in worst/. What was finished before an
-    interrupt is in DIR/classes and is not computed again if nothing changed.
+    interrupt is in DIR/classes and is not computed again if nothing changed. With --format the pictures are scored once
+    more, at their own size, for files that other tools read, see `detect`.
     """
     from tipsomaly.studies.evaluation import evaluate as evaluate_samples
     from tipsomaly.studies.worst import save_worst
 
+    chosen = choose_formats(formats, output)
     samples, layout_name, domain = read_samples(root, layout, split, classes, domain)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
     evaluation = evaluate_samples(
@@ -85,6 +93,13 @@ def evaluate(
     print(evaluation.markdown(), end="")
     if worst:
         save_worst(pipe, evaluation, samples, output / "worst", worst)
+    with ExitStack() as stack:
+        targets, stems = [stack.enter_context(FORMATS[name](output)) for name in chosen], Stems()
+        for name, group in by_class(samples).items() if targets else ():
+            for sample, result in zip(group, pipe.stream([s.image for s in group], name), strict=True):
+                stem = stems(sample.image)
+                for target in targets:
+                    target.add(str(sample.image), result, stem)
 
 
 @app.command()

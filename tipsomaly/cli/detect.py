@@ -2,7 +2,7 @@
 
 import json
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -19,7 +19,7 @@ from tipsomaly.cli.options import (
     DType,
     DTypeOption,
     Engine,
-    FileFormat,
+    FormatsOption,
     Mode,
     ModelOption,
     ModeOption,
@@ -30,14 +30,16 @@ from tipsomaly.cli.options import (
     SizeOption,
     TileOption,
     app,
+    choose_formats,
     fail,
     find_pictures,
     load_pipeline,
     matches,
 )
 from tipsomaly.detection import visualization
+from tipsomaly.detection.formats import FORMATS, Stems
 from tipsomaly.detection.result import Result
-from tipsomaly.detection.scoring import SIGMA, STRATEGIES
+from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.errors import ImageError, printable
 
 
@@ -71,14 +73,13 @@ def detect(
     actors: Annotated[
         int | None, typer.Option(min=1, help="With ray: how many models score; default: one a GPU, else one a CPU.")
     ] = None,
-    file_format: Annotated[
-        FileFormat, typer.Option("--format", help="With ray: of the files of results.")
-    ] = FileFormat.parquet,
+    formats: FormatsOption = None,
 ) -> None:
     """Score pictures and show where they are defective.
 
     With --output, DIR gets a map (.npy, float32) and an overlay (.png) a picture, and results.jsonl, written as it
-    goes. A picture that cannot be used is a line with its error and does not stop the others.
+    goes. A picture that cannot be used is a line with its error and does not stop the others. --format writes beside
+    them what COCO's and YOLO's readers, Label Studio, spreadsheets (csv) or browsers (html: a report) take.
 
     With --engine ray, IMAGES may also be Parquet files, and IMAGES and DIR URIs of buckets; DIR gets files of scores
     alone, and the same command again scores what is not yet in them.
@@ -89,9 +90,13 @@ def detect(
         options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode.value}
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype.value}
         options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+        if len(formats or ()) > 1 or (formats and formats[0].value in FORMATS):
+            fail("with --engine ray --format is parquet or jsonl", 2)
+        file_format = formats[0].value if formats else "parquet"
         _detect_with_ray(images, output, class_name, file_format, actors=actors, batch_size=batch_size, **options)
         return
     folder = Path(output) if output else None
+    chosen = choose_formats(formats, folder)
     sources = find_pictures(images)
     tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **tiling)
@@ -99,8 +104,10 @@ def detect(
         print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
     outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
     failed = 0
-    with _open_results(folder) as lines:
-        stems = _Stems()
+    with ExitStack() as stack:
+        targets = [stack.enter_context(FORMATS[name](folder)) for name in chosen if folder]
+        lines = stack.enter_context(_open_results(folder))
+        stems = Stems()
         bar = tqdm(zip(sources, outcomes, strict=True), total=len(sources), unit="picture", disable=None)
         for source, outcome in bar:
             record = {"image": str(source)}
@@ -108,13 +115,18 @@ def detect(
                 try:
                     record |= outcome.record()
                     if folder:  # the files are named relative to the folder of results.jsonl
-                        record |= {kind: path.name for kind, path in outcome.save(folder, stems(source)).items()}
+                        stem = stems(source)
+                        record |= {kind: path.name for kind, path in outcome.save(folder, stem).items()}
+                        for target in targets:
+                            target.add(str(source), outcome, stem)
                 except ImageError as error:  # the file changed since it was scored
                     outcome = error
             if isinstance(outcome, ImageError):
                 failed += 1
                 record["error"] = str(outcome)
                 tqdm.write(f"error: {outcome}", file=sys.stderr)
+                for target in targets:
+                    target.fail(str(source), str(outcome))
             if lines:
                 print(json.dumps(record), file=lines, flush=True)
             if as_json:
@@ -157,7 +169,10 @@ def compare(
         }
         print(json.dumps({"image": image, **scores}))
     else:
-        print(f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  " + " ".join(f"{s:>6}" for s in STRATEGIES))
+        print(
+            f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  "
+            + " ".join(f"{s:>6}" for s in ("S1", "S2", "S3", "S4", "S5"))
+        )
         for mode, r in results.items():
             strategies = " ".join(f"{value:6.4f}" for value in r.strategies.values())
             print(f"{mode:<10} {r.score:7.4f} {r.global_score:7.4f} {r.local_score:7.4f}  {strategies}")
@@ -169,9 +184,7 @@ def compare(
         visualization.side_by_side(pictures, height=min(first.height, 512)).save(path)
 
 
-def _detect_with_ray(
-    sources: list[str], output: str | None, class_name: str, file_format: FileFormat, **options: Any
-) -> None:
+def _detect_with_ray(sources: list[str], output: str | None, class_name: str, file_format: str, **options: Any) -> None:
     if output is None:
         fail("--engine ray needs --output DIR for the scores", 2)
     try:
@@ -179,30 +192,12 @@ def _detect_with_ray(
     except ModuleNotFoundError as error:
         fail(f'--engine ray needs {error.name}: pip install "ray[data]"', 2)
     names = [name for source in sources for name in ("://" not in source and matches(source)) or [source]]
-    done = distributed.detect(names, output, class_name, file_format=file_format.value, **options)
+    done = distributed.detect(names, output, class_name, file_format=file_format, **options)
     before = f", {done.before} were there before" if done.before else ""
     print(f"{output}: {done.written} pictures scored{before}")
     if done.failed:
         print(f"{done.failed} of {done.written} pictures failed: see their error", file=sys.stderr)
         raise typer.Exit(1)
-
-
-class _Stems:
-    """A file-name stem for each picture, unique within a run: pictures of one name come from several folders."""
-
-    def __init__(self) -> None:
-        self.used: dict[str, int] = {}  # and the last number that was put after each
-
-    def __call__(self, source: Path) -> str:
-        # Room for the endings we add; what is not UTF-8 in a name is left out.
-        stem = base = source.stem.encode(errors="ignore")[:200].decode(errors="ignore") or "image"
-        number = self.used.get(base.lower(), 1)
-        while stem.lower() in self.used:
-            number += 1
-            stem = f"{base}_{number}"
-        self.used[base.lower()] = number
-        self.used[stem.lower()] = 1
-        return stem
 
 
 def _open_results(output: Path | None) -> AbstractContextManager[IO[str] | None]:

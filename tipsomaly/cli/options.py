@@ -12,6 +12,7 @@ from tipsomaly.data.images import SUFFIXES
 from tipsomaly.data.layouts import LAYOUTS, find_layout, read_dataset
 from tipsomaly.data.layouts import domain as domain_of
 from tipsomaly.data.samples import Sample
+from tipsomaly.detection.formats import FORMATS
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
 from tipsomaly.detection.tiling import SMALLEST
@@ -45,7 +46,7 @@ Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, ty
 LayoutName = Enum("LayoutName", {name: name for name in LAYOUTS}, type=str)
 Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
 Engine = Enum("Engine", {name: name for name in ("local", "ray")}, type=str)
-FileFormat = Enum("FileFormat", {name: name for name in ("parquet", "jsonl")}, type=str)
+FileFormat = Enum("FileFormat", {name: name for name in (*FORMATS, "parquet", "jsonl")}, type=str)
 DType = Enum("DType", {name: name for name in ("auto", "fastest", *DTYPES)}, type=str)
 FileDType = Enum("FileDType", {name: name for name in ("auto", *DTYPES)}, type=str)
 
@@ -81,6 +82,22 @@ SplitOption = Annotated[Split, typer.Option(help="The paper also trains on the t
 ClassesOption = Annotated[list[str] | None, typer.Option("--class", help="Only this class of it; may be repeated.")]
 DataDomainOption = Annotated[Domain | None, typer.Option(help="Default: industrial or medical, after the classes.")]
 OutputOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.")]
+
+
+FormatsOption = Annotated[
+    list[FileFormat] | None,
+    typer.Option("--format", help="Also write results so; may be repeated. With ray: parquet (the default) or jsonl."),
+]
+
+
+def choose_formats(names: list[FileFormat] | None, output: object) -> list[str]:
+    """The formats of pictures' results that were asked for, each once; wrong usage without a folder."""
+    chosen = list(dict.fromkeys(name.value for name in names or ()))
+    if wrong := [name for name in chosen if name not in FORMATS]:
+        fail(f"--format {wrong[0]} is for --engine ray; others: {', '.join(FORMATS)}", 2)
+    if chosen and not output:
+        fail(f"--format {chosen[0]} needs --output DIR", 2)
+    return chosen
 
 
 def load_pipeline(

@@ -1,4 +1,4 @@
-"""Which prompts make the prototypes (table 2a, section 3.3)."""
+"""Which prompts make the prototypes (table 2a)."""
 
 from typing import Literal
 
