@@ -118,9 +118,10 @@ def test_validation_sees_what_nano_can(nano, monkeypatch):
     model = train.build(nano.tokenizer, 128)
     untrained = train.validate(model, nano.tokenizer, drawn)
     model.load_state_dict(nano.tips.state_dict(), strict=False)
+    model.free.data = nano.prototypes("object", "learned")[1]
     trained = train.validate(model, nano.tokenizer, drawn)
-    assert trained[0] > 0.75 > untrained[0] + 0.1
-    assert trained[1] > untrained[1] + 0.05
+    assert trained.patch > 0.75 > untrained.patch + 0.1
+    assert trained.image > untrained.image + 0.05
 
 
 @pytest.fixture
@@ -128,13 +129,14 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(train, "BATCH", {56: 16})
     monkeypatch.setattr(train, "EARLY", (1,))
     monkeypatch.setattr(train, "LATE", (1,))
+    monkeypatch.setattr(train, "WHITENED", 1)
     monkeypatch.setattr(train, "VALIDATE_EVERY", 5)
     monkeypatch.setattr(train, "VALIDATION_SIZE", 56)
 
 
 def test_training_resumes_where_it_stopped(tmp_path, small_batches, capsys):
     """Three steps, then three more, end like six at once."""
-    options = {"dim": 64, "seed": 1, "device": "cpu", "workers": 0, "start": None}
+    options = {"dim": 64, "seed": 1, "device": "cpu", "workers": 0, "start": None, "threads": 2, "photographs": None}
     train.train(tmp_path / "whole", steps=6, minutes=0, **options)
     [validation] = [line for line in capsys.readouterr().out.splitlines() if "validation" in line]
     with pytest.MonkeyPatch.context() as patch:

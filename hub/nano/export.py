@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 from tipsomaly import LearnedPrompts, Pipeline
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
-from tipsomaly.models.folder import write_configs
+from tipsomaly.models.folder import write_configs, write_words
 from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.studies.training import encode_samples, initial_prompts, train_prompts
 
-NOT_KEPT = ("log_temperature", "probe.weight", "probe.bias")
+from .words import words
+
+NOT_KEPT = ("log_temperature", "free")
 
 
 def export(run: Path, out: Path, image_size: int) -> None:
@@ -38,6 +40,7 @@ def export(run: Path, out: Path, image_size: int) -> None:
     write_configs(out, config, (image_size, image_size))
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})
     (out / "tokenizer.model").write_bytes(Tokenizer(run / "tokenizer.model").model)
+    write_words(out, words())
 
 
 def learn(out: Path, domain: str, data: Path, epochs: int, seed: int) -> None:
@@ -59,7 +62,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of train.py")
     parser.add_argument("out", type=Path, help="the model folder to write")
-    parser.add_argument("--image-size", type=int, default=168, help="default input side in pixels")
+    parser.add_argument("--image-size", type=int, default=448, help="default input side in pixels")
     parser.add_argument("--industrial", type=Path, help="drawn data to learn the industrial prompts on")
     parser.add_argument("--medical", type=Path, help="drawn data to learn the medical prompts on")
     parser.add_argument("--epochs", type=int, default=2)

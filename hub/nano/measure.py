@@ -1,15 +1,17 @@
-"""Measure nano on pictures it has never seen: `python -m hub.nano.measure --tiles DATA/magnetic_tile`.
+"""Measure nano on pictures it has never seen: `python -m hub.nano.measure --photographs DIR --tiles DIR --solar-cells`.
 
-Prints Markdown tables: the drawn families kept out of training, and if they are there magnetic tiles (photographs, a
-folder in MVTec AD's layout) and the solar cells of `pip install elpv-dataset`. Beside nano's three kinds of prompts
-stand two classical baselines on the same pictures. The photographs are for measuring only: nothing is chosen on them.
+Prints Markdown tables: the drawn families kept out of training; if they are there, the photographs kept out of training
+with composed defects, magnetic tiles (photographs in MVTec AD's layout) and the solar cells of
+`pip install elpv-dataset`. Beside nano's three kinds of prompts stand two classical baselines on the same pictures.
+Tiles and solar cells are for measuring only: nothing is chosen on them.
 """
 
 import argparse
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +23,23 @@ from tipsomaly import Pipeline
 from tipsomaly.data.images import ImageSource, load_image
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.masks import load_mask
-from tipsomaly.data.samples import Sample
 from tipsomaly.detection import visualization
 from tipsomaly.studies.metrics import PixelMetrics, image_metrics
 
+from .photographs import Photographs
+from .render import FIRST_SEED, HELD_OUT, render
+
 BASELINES = ("blur difference", "Mahalanobis")
 SIDE = 224  # of the baselines' pictures
+
+
+class Picture(NamedTuple):
+    """`mask` (H, W) is None in a good picture, and where there are no masks."""
+
+    image: ImageSource
+    class_name: str
+    defect: str
+    mask: np.ndarray | None
 
 
 def blur_difference(grey: np.ndarray) -> np.ndarray:
@@ -61,65 +74,112 @@ def baseline_maps(image: Image.Image) -> dict[str, tuple[float, np.ndarray]]:
     return {name: (float(maps[name].max()), resized[name]) for name in maps}
 
 
-def score(pipe: Pipeline, images: Iterable[ImageSource], class_names: Iterable[str], maps: bool = True) -> list[dict]:
-    """For each picture and method the image score and, if wanted, the anomaly map."""
+class Scored(NamedTuple):
+    """For each method the image score and, if wanted, the anomaly map of one picture."""
+
+    picture: Picture
+    scores: dict[str, float]
+    maps: dict[str, np.ndarray]
+
+
+def score(pipe: Pipeline, pictures: Sequence[Picture], maps: bool = True) -> list[Scored]:
     scored = []
-    for image, class_name in tqdm(list(zip(images, class_names, strict=True)), unit="picture", disable=None):
-        outcomes = {mode: (r.score, r.anomaly_map) for mode, r in pipe.compare(image, class_name).items()}
-        outcomes |= baseline_maps(load_image(image).image)
-        scored.append(
-            {method: (value, m.astype(np.float32) if maps else None) for method, (value, m) in outcomes.items()}
-        )
+    for picture in tqdm(pictures, unit="picture", disable=None):
+        outcomes = {
+            mode: (r.score, r.anomaly_map) for mode, r in pipe.compare(picture.image, picture.class_name).items()
+        }
+        outcomes |= baseline_maps(load_image(picture.image).image)
+        kept = {method: m.astype(np.float32) for method, (_, m) in outcomes.items()} if maps else {}
+        scored.append(Scored(picture, {method: value for method, (value, _) in outcomes.items()}, kept))
     return scored
 
 
-def aurocs(samples: list[Sample], scored: list[dict], method: str) -> tuple[float, float]:
-    """Pixel and image AUROC; NaN for pixels without maps."""
-    labels = np.array([sample.label for sample in samples])
-    image = image_metrics(np.array([outcome[method][0] for outcome in scored]), labels)["image_auroc"]
-    if scored[0][method][1] is None:
-        return float("nan"), image
-    pixels = PixelMetrics()
-    for sample, outcome in zip(samples, scored, strict=True):
-        pixels.update(outcome[method][1], load_mask(sample) if sample.label else None)
-    return pixels.compute()["pixel_auroc"], image
+def metrics(scored: Sequence[Scored], method: str) -> list[float]:
+    """Image AUROC; with maps also pixel AUROC and AUPRO."""
+    labels = np.array([one.picture.defect != "good" for one in scored])
+    values = [image_metrics(np.array([one.scores[method] for one in scored]), labels)["image_auroc"]]
+    if scored[0].maps:
+        pixels = PixelMetrics()
+        for one in scored:
+            pixels.update(one.maps[method], one.picture.mask)
+        found = pixels.compute()
+        values += [found["pixel_auroc"], found["aupro"]]
+    return values
 
 
-def table(
-    title: str, groups: dict[str, list[int]], samples: list[Sample], scored: list[dict], mean: bool = False
-) -> str:
-    """A Markdown table: one row a group of pictures, pixel / image AUROC for each method."""
-    methods = list(scored[0])
+def table(title: str, groups: dict[str, list[Scored]], mean: bool = False) -> str:
+    """A Markdown table: one row a group of pictures, image AUROC / pixel AUROC / AUPRO for each method."""
+    methods = list(next(iter(groups.values()))[0].scores)
     lines = [f"### {title}", "", "| | pictures | " + " | ".join(methods) + " |", "|---|---|" + "---|" * len(methods)]
-    rows = []
-    for name, members in groups.items():
-        chosen = [samples[i] for i in members], [scored[i] for i in members]
-        rows.append([aurocs(*chosen, method) for method in methods])
-        lines.append(row(name, len(members), rows[-1]))
+    rows = [[metrics(members, method) for method in methods] for members in groups.values()]
+    counts = [len(members) for members in groups.values()]
+    names = list(groups)
     if mean:
-        lines.append(row("**mean**", len(samples), np.mean(rows, axis=0)))
+        names, counts = [*names, "**mean**"], [*counts, sum(counts)]
+        rows.append(np.mean(rows, axis=0).tolist())
+    for name, count, values in zip(names, counts, rows, strict=True):
+        cells = [" / ".join(f"{value:.3f}" for value in method) for method in values]
+        lines.append(f"| {name} | {count} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def row(name: str, count: int, values: Iterable[tuple[float, float]]) -> str:
-    cells = [f"{image:.3f}" if np.isnan(pixel) else f"{pixel:.3f} / {image:.3f}" for pixel, image in values]
-    return f"| {name} | {count} | " + " | ".join(cells) + " |"
+def scores_table(sets: dict[str, list[Scored]]) -> str:
+    """What a single score says: decoupled scores of good and of defective pictures, of 2."""
+    columns = [
+        f"{kind}: {what}" for kind in ("good", "defective") for what in ("median", "95th percentile", "above 1.0")
+    ]
+    lines = ["### Scores (decoupled)", "", "| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, scored in sets.items():
+        cells = []
+        for good in (True, False):
+            values = np.array([o.scores["decoupled"] for o in scored if (o.picture.defect == "good") == good])
+            cells += [f"{np.median(values):.2f}", f"{np.quantile(values, 0.95):.2f}", f"{(values > 1).mean():.0%}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
-def drawn(pipe: Pipeline, folder: Path) -> str:
-    samples = read_dataset(folder, "mvtec")
-    scored = score(pipe, [s.image for s in samples], [s.class_name for s in samples])
-    names = sorted({s.class_name for s in samples})
-    groups = {name: [i for i, s in enumerate(samples) if s.class_name == name] for name in names}
-    return table("Drawn families kept out of training (pixel / image AUROC)", groups, samples, scored, mean=True)
+def by(scored: Sequence[Scored], key: str) -> dict[str, list[Scored]]:
+    names = sorted({getattr(one.picture, key) for one in scored})
+    return {name: [one for one in scored if getattr(one.picture, key) == name] for name in names}
 
 
-def figure(pipe: Pipeline, folder: Path, out: Path, columns: int = 7) -> None:
+def read(folder: Path, class_name: str | None = None) -> list[Picture]:
+    """The pictures of a data set in MVTec AD's layout."""
+    return [
+        Picture(s.image, class_name or s.class_name, s.defect or "good", load_mask(s) if s.label else None)
+        for s in read_dataset(folder, "mvtec")
+    ]
+
+
+def photographs(folder: Path, count: int, size: int, seed: int) -> list[Picture]:
+    """Photographs kept out of training: crops with a composed defect, and the same crops without it."""
+    source = Photographs(folder, held_out=True)
+    found = []
+    for number in range(-(-count // 32)):
+        batch = source.draw_batch(FIRST_SEED + 1_000_000 * seed + number, 32, size, groups=8)
+        names = np.repeat(batch.family, 4)
+        for name, image, mask, kind in zip(names, batch.images, batch.masks, batch.kind, strict=True):
+            pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+            bad = bool(kind >= 0)
+            found.append(Picture(pixels, name, "composed" if bad else "good", mask[0].numpy() > 0.5 if bad else None))
+    return found
+
+
+def solar_cells(kind: str) -> list[Picture]:
+    """The certainly defective and the certainly functional cells of mono- or polycrystalline silicon."""
+    from elpv_dataset.utils import load_dataset
+
+    images, probabilities, kinds = load_dataset()
+    chosen = [i for i, p in enumerate(probabilities) if p in (0.0, 1.0) and kinds[i] == kind]
+    return [Picture(images[i], "solar cell", "defective" if probabilities[i] else "good", None) for i in chosen]
+
+
+def figure(pipe: Pipeline, pictures: Sequence[Picture], out: Path, columns: int = 7) -> None:
     """The best and the worst localized defects: pictures outlined in red and their anomaly maps, in four rows."""
     ranked = []
-    for sample in read_dataset(folder, "mvtec"):
-        if sample.label:
-            result, mask = pipe(sample.image, sample.class_name), load_mask(sample)
+    for picture in pictures:
+        if picture.mask is not None:
+            result, mask = pipe(picture.image, picture.class_name), picture.mask
             pixels = PixelMetrics()
             pixels.update(result.anomaly_map, mask)
             ranked.append((pixels.compute()["pixel_auroc"], result, mask))
@@ -136,29 +196,16 @@ def figure(pipe: Pipeline, folder: Path, out: Path, columns: int = 7) -> None:
     sheet.save(out, quality=85)
 
 
-def tiles(pipe: Pipeline, folder: Path) -> str:
-    samples = read_dataset(folder, "mvtec")
-    scored = score(pipe, [s.image for s in samples], ["tile"] * len(samples))
-    kinds = sorted({s.defect for s in samples} - {"good"})
-
-    def members(wanted: set[str]) -> list[int]:
-        return [i for i, s in enumerate(samples) if s.defect in wanted | {"good"}]
-
-    groups = {kind: members({kind}) for kind in kinds}
-    groups |= {"all but uneven": members(set(kinds) - {"uneven"}), "**all**": members(set(kinds))}
-    return table("Magnetic tiles, photographs (pixel / image AUROC)", groups, samples, scored)
-
-
-def solar_cells(pipe: Pipeline) -> str:
-    from elpv_dataset.utils import load_dataset
-
-    images, probabilities, kinds = load_dataset()
-    clear = [i for i, p in enumerate(probabilities) if p in (0.0, 1.0)]
-    samples = [Sample(Path(), None, "solar cell", "", int(probabilities[i])) for i in clear]
-    scored = score(pipe, [images[i] for i in clear], ["solar cell"] * len(clear), maps=False)
-    groups = {kind: [j for j, i in enumerate(clear) if kinds[i] == kind] for kind in sorted(set(kinds))}
-    groups["**all**"] = list(range(len(clear)))
-    return table("Solar cells, photographs (image AUROC)", groups, samples, scored)
+def milliseconds(pipe: Pipeline) -> float:
+    """Time of one picture on one thread."""
+    picture, threads = np.zeros((300, 300, 3), np.uint8), torch.get_num_threads()
+    torch.set_num_threads(1)
+    pipe(picture)
+    started = time.perf_counter()
+    for _ in range(20):
+        pipe(picture)
+    torch.set_num_threads(threads)
+    return (time.perf_counter() - started) / 20 * 1000
 
 
 if __name__ == "__main__":
@@ -166,29 +213,35 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="nano")
     parser.add_argument("--image-size", type=int, help="input side in pixels; default: the model's")
     parser.add_argument("--pictures", type=int, default=64, help="drawn pictures of each family, a multiple of 16")
-    parser.add_argument("--drawn-seed", type=int, default=2, help="another seed than the one that sizes are chosen on")
+    parser.add_argument("--size", type=int, default=448, help="side in pixels of drawn pictures and photographs")
+    parser.add_argument("--seed", type=int, default=2, help="another seed than the one that sizes are chosen on")
     parser.add_argument("--figure", type=Path, help="draw the best and the worst localized defects to this file")
+    parser.add_argument("--photographs", type=Path, help="folder of photographs; those kept out of training are used")
     parser.add_argument("--tiles", type=Path, help="magnetic tiles in MVTec AD's layout")
     parser.add_argument("--solar-cells", action="store_true", help="needs `pip install elpv-dataset`")
     args = parser.parse_args()
     pipe = Pipeline.from_pretrained(args.model, image_size=args.image_size)
-    from .render import HELD_OUT, render
-
+    sets: dict[str, list[Scored]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        render(Path(folder), list(HELD_OUT), args.pictures, 224, args.drawn_seed)
-        print(drawn(pipe, Path(folder)))
-        if args.figure:
-            figure(pipe, Path(folder), args.figure)
+        render(Path(folder), list(HELD_OUT), args.pictures, args.size, args.seed)
+        pictures = read(Path(folder))
+        sets["drawn families"] = score(pipe, pictures)
+    print(table("Drawn families kept out of training", by(sets["drawn families"], "class_name"), mean=True), flush=True)
+    if args.photographs:
+        pictures = photographs(args.photographs, 4 * args.pictures, args.size, args.seed)
+        sets["photographs"] = score(pipe, pictures)
+        print(table("Photographs kept out of training, composed defects", {"all": sets["photographs"]}), flush=True)
+    if args.figure:
+        figure(pipe, pictures, args.figure)
     if args.tiles:
-        print(tiles(pipe, args.tiles))
+        sets["magnetic tiles"] = scored = score(pipe, read(args.tiles, "tile"))
+        kinds = by(scored, "defect")
+        good = kinds.pop("good")
+        groups = {kind: [*good, *members] for kind, members in kinds.items()}
+        print(table("Magnetic tiles, photographs", {**groups, "**all**": scored}), flush=True)
     if args.solar_cells:
-        print(solar_cells(pipe))
-    picture = np.zeros((300, 300, 3), np.uint8)
-    pipe(picture)
-    started = time.perf_counter()
-    for _ in range(20):
-        pipe(picture)
-    milliseconds = (time.perf_counter() - started) / 20 * 1000
-    print(
-        f"{milliseconds:.0f} ms a picture at {pipe.image_size[0]} px, one at a time, {torch.get_num_threads()} threads"
-    )
+        cells = {f"{kind} cells": score(pipe, solar_cells(kind), maps=False) for kind in ("mono", "poly")}
+        print(table("Solar cells, photographs by electroluminescence (image AUROC)", cells), flush=True)
+        sets |= cells
+    print(scores_table(sets))
+    print(f"{milliseconds(pipe):.0f} ms a picture at {pipe.image_size[0]} px, one at a time, one thread")

@@ -1,25 +1,26 @@
-"""Train nano from scratch on drawn pictures: `python -m hub.nano.train OUT`.
+"""Train nano on drawn pictures, and on photographs with drawn defects: `python -m hub.nano.train OUT`.
 
 Seeded and resumable: run the same command again and it goes on from the newest state in OUT. A batch depends on the
 seed and its number alone. Half of every batch is the same surfaces without the defect. Every 500 steps the averaged
-weights are validated on families that are kept out of training, with the paper's scores and fixed prompts.
+weights are validated on families that are kept out of training.
 
-The losses, all between tokens and sentence embeddings, so that the towers learn nothing that the paper's scores do not
-use: patch tokens against a (normal, abnormal) pair of prototypes (cross-entropy + dice), the largest patch logit as the
-paper's local evidence for the image (in a normal picture that is the worst false alarm), both global tokens against the
-same pair, the mean token of a defect against the names of the defects, the object token against the surface's name.
+As in TIPS, sentences meet the two global tokens alone: both against the normal and the abnormal sentence of the same
+noun, the spatial token against the names of the defects, the object token against the names of the surfaces in the
+batch. Patch tokens never meet a sentence: they are trained by drawn masks against a pair of free vectors (cross-entropy
+and dice; the largest patch logit as the paper's local evidence for the image, which in a normal picture is the worst
+false alarm). The free vectors are not kept: the paper's procedure learns prompts in their place (export.py).
 """
 
 import argparse
 import json
 import math
-import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ from tipsomaly.prompts.prototypes import prototypes
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.studies.metrics import image_metrics
 
+from .muon import Muon
+from .photographs import Photographs
 from .pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
 from .render import FIRST_SEED
 from .surfaces import HELD_OUT, SURFACES
@@ -43,10 +46,12 @@ from .words import Sentences, train_tokenizer
 
 IMAGE_SIZE, GROUPS = 224, 8
 # Side in pixels -> pictures in a batch, so that every step costs about the same; and how often each is drawn.
-BATCH = {112: 64, 168: 32, 224: 16}
-EARLY, LATE = (0.7, 0.15, 0.15), (0.3, 0.2, 0.5)
-DECAY = 0.25  # the learning rate falls to zero over the last quarter; larger pictures are drawn more often there
+BATCH = {112: 64, 168: 32, 224: 16, 336: 8, 448: 4}
+EARLY, LATE = (0.55, 0.2, 0.2, 0.05, 0.0), (0.15, 0.15, 0.3, 0.25, 0.15)
+DECAY = 0.35  # the learning rate falls to zero over the last third; larger pictures are drawn more often there
 VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 500, 168, 32  # steps, side in pixels, of each family
+PHOTOGRAPHED = (0.2, 0.5)  # share of the batches whose surfaces are photographs, if there are any: early, late
+WHITENED = 8  # batches of 64 drawn pictures that the first filters are made from
 PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 3e-3, 2e-3, 0.01, 0.999
 
 
@@ -55,7 +60,7 @@ def build(tokenizer: Tokenizer, dim: int) -> Tips:
     text = TextConfig(dim=dim, depth=2, heads=dim // 64, mlp_dim=4 * dim, vocab_size=tokenizer.vocab_size)
     model = Tips(TipsConfig(vision, text, temperature=0.05))
     model.log_temperature = nn.Parameter(torch.tensor(math.log(0.05)))
-    model.probe = nn.Linear(dim, 1)  # a straight path to the patch tokens while the words still mean nothing; not kept
+    model.free = nn.Parameter(torch.empty(2, dim))  # normal, abnormal: what patch tokens are trained against; not kept
     initialise(model)
     return model
 
@@ -68,6 +73,7 @@ def initialise(model: Tips) -> None:
         if p.ndim == 2 and min(p.shape) > 1 and "pos" not in name:
             nn.init.trunc_normal_(p, std=0.02 if "embedding" in name else p.shape[1] ** -0.5)
     nn.init.normal_(model.text_encoder.token_embedding.weight, std=dim**-0.5)
+    nn.init.normal_(model.free)
     nn.init.normal_(model.vision_encoder.cls_token, std=0.02)
     nn.init.normal_(model.vision_encoder.register_tokens, std=0.02)
     grid = model.vision_encoder.config.grid
@@ -107,46 +113,11 @@ def whiten(model: Tips, images: Tensor) -> None:
     projection.bias.data = -filters @ mean
 
 
-class Muon:
-    """Momentum whose matrices are made orthogonal before the step (Jordan et al., 2024), scaled to AdamW's step size.
-
-    Queries, keys and values are taken apart; matrices of one shape are treated together."""
-
-    def __init__(self, parameters: dict[str, nn.Parameter], momentum: float = 0.95) -> None:
-        self.parameters, self.momentum = parameters, momentum
-        self.buffers = {name: torch.zeros_like(p) for name, p in parameters.items()}
-
-    @torch.no_grad()
-    def step(self, lr: float, decay: float) -> None:
-        stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
-        for name, p in self.parameters.items():
-            buffer = self.buffers[name].lerp_(p.grad, 1 - self.momentum)
-            update = p.grad.lerp(buffer, self.momentum)
-            rows = p.shape[1] if "qkv" in name or "in_proj" in name else p.shape[0]
-            for part, weights in zip(update.split(rows), p.split(rows), strict=True):
-                stacks.setdefault(part.shape, []).append((part, weights))
-        for shape, pairs in stacks.items():
-            steps = orthogonalise(torch.stack([update for update, _ in pairs])) * (0.2 * max(shape) ** 0.5)
-            for (_, weights), step in zip(pairs, steps, strict=True):
-                weights.mul_(1 - lr * decay).sub_(step, alpha=lr)
-
-
-def orthogonalise(x: Tensor) -> Tensor:
-    """Newton-Schulz iterations towards the nearest orthogonal matrix of each in (k, m, n)."""
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
-
-
 class Batches(Dataset):
     """Batch number i of a run, drawn wherever it is asked for."""
 
-    def __init__(self, seed: int, steps: int, first: int, device: str) -> None:
-        self.seed, self.steps, self.first, self.device = seed, steps, first, device
+    def __init__(self, seed: int, steps: int, first: int, device: str, photographs: Photographs | None) -> None:
+        self.seed, self.steps, self.first, self.device, self.photographs = seed, steps, first, device, photographs
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -154,8 +125,13 @@ class Batches(Dataset):
     def __getitem__(self, i: int) -> Batch:
         step = self.first + i
         rng = random.Random(self.seed * 1_000_003 + step)
-        size = rng.choices(list(BATCH), LATE if step > self.steps * (1 - DECAY) else EARLY)[0]
-        return draw_batch(rng.getrandbits(60), BATCH[size], size, TRAINING_FAMILIES, GROUPS, self.device)
+        late = step > self.steps * (1 - DECAY)
+        size = rng.choices(list(BATCH), LATE if late else EARLY)[0]
+        groups = min(GROUPS, BATCH[size] // 2)
+        number = rng.getrandbits(60)
+        if self.photographs and rng.random() < PHOTOGRAPHED[late]:
+            return self.photographs.draw_batch(number, BATCH[size], size, groups)
+        return draw_batch(number, BATCH[size], size, TRAINING_FAMILIES, groups, self.device)
 
 
 def embed(model: Tips, tokenizer: Tokenizer, sentences: list[str]) -> Tensor:
@@ -179,37 +155,30 @@ def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) ->
 
     tokens = model.vision_encoder(images)
     groups = len(batch.family)
-    direction = (prototypes[:, 1] - prototypes[:, 0]) / model.log_temperature.exp().clamp(min=0.01)
-    direction = direction.repeat_interleave(len(images) // groups, 0)
-    patches = F.normalize(tokens.patches, dim=-1)
-    local = torch.einsum("bhwd,bd->bhw", patches, direction)
+    sharp = 1 / model.log_temperature.exp().clamp(min=0.01)
+    free = F.normalize(model.free, dim=-1)
+    local = F.normalize(tokens.patches, dim=-1) @ ((free[1] - free[0]) * sharp)
     target, counts = patch_targets(masks)
     weight = counts * (1 + 2 * target)
     bce = (F.binary_cross_entropy_with_logits(local, target, reduction="none") * weight).sum() / weight.sum()
-    probe = model.probe(tokens.patches)[..., 0]
-    probe = (F.binary_cross_entropy_with_logits(probe, target, reduction="none") * weight).sum() / weight.sum()
     probability = local.sigmoid() * counts
     hit = (probability * target).sum((1, 2))
     dice = 1 - (2 * hit + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)
 
     defective = kind >= 0
-    spatial, object_ = F.normalize(tokens.spatial, dim=-1), F.normalize(tokens.object, dim=-1)
     label = defective.float()
-    image = sum(F.binary_cross_entropy_with_logits((t * direction).sum(-1), label) for t in (spatial, object_))
     largest = F.binary_cross_entropy_with_logits(local.flatten(1).amax(1), label)
-
-    pooled = F.normalize((patches * target[..., None]).sum((1, 2)) + 1e-6, dim=-1)
-    named = defective & (target.sum((1, 2)) > 0)
-    what = F.cross_entropy(pooled[named] @ kinds.T / 0.07, kind[named]) if named.any() else pooled.sum() * 0
+    direction = ((prototypes[:, 1] - prototypes[:, 0]) * sharp).repeat_interleave(len(images) // groups, 0)
+    spatial, object_ = F.normalize(tokens.spatial, dim=-1), F.normalize(tokens.object, dim=-1)
+    image = sum(F.binary_cross_entropy_with_logits((t * direction).sum(-1), label) for t in (spatial, object_))
+    named = spatial[defective]
+    what = F.cross_entropy(named @ kinds.T / 0.07, kind[defective]) if len(named) else spatial.sum() * 0
     family = torch.arange(groups, device=device).repeat_interleave(len(images) // groups)
     where = F.cross_entropy(object_ @ captions.T / 0.07, family)
-    return {
-        **{"local": bce, "dice": dice.mean(), "largest": largest, "image": image},
-        **{"kind": what, "surface": where, "probe": probe},
-    }
+    return {"local": bce, "dice": dice.mean(), "largest": largest, "image": image, "kind": what, "surface": where}
 
 
-WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 0.5, "image": 0.5, "kind": 0.1, "surface": 0.05, "probe": 1.0}
+WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 0.5, "image": 1.0, "kind": 0.1, "surface": 0.05}
 
 
 def draw_validation() -> list[Batch]:
@@ -219,22 +188,42 @@ def draw_validation() -> list[Batch]:
     return [draw_batch(seed, VALIDATION_PICTURES, VALIDATION_SIZE, [name], groups=2) for seed, name in drawn]
 
 
+def photograph_validation(folder: Path) -> list[Batch]:
+    """Photographs that are kept out of training, with composed defects, all in one batch."""
+    n = 4 * VALIDATION_PICTURES
+    return [Photographs(folder, held_out=True).draw_batch(FIRST_SEED + 3000, n, VALIDATION_SIZE, groups=n // 4)]
+
+
+class Validation(NamedTuple):
+    """AUROC, means over the families: of patches by the free vectors and by fixed prompts, of pictures (strategy S5) by
+    fixed prompts with the free vectors' patches (decoupled), and by the free vectors for both."""
+
+    patch: float
+    patch_fixed: float
+    image: float
+    image_free: float
+
+
 @torch.no_grad()
-def validate(model: Tips, tokenizer: Tokenizer, batches: list[Batch]) -> tuple[float, float]:
-    """AUROC of patches and of pictures (strategy S5), with fixed prompts: means over the families."""
+def validate(model: Tips, tokenizer: Tokenizer, batches: list[Batch]) -> Validation:
+    """The pattern of table 2a, with the free vectors in place of learned prompts."""
     device, temperature = model.log_temperature.device, model.log_temperature.exp().item()
     found = []
     for batch in batches:
-        surface = SURFACES[batch.family[0]]
+        one = SURFACES[batch.family[0]] if len(set(batch.family)) == 1 else None
+        domain, noun = (one.domain, one.nouns[0]) if one else ("industrial", "object")
         tokens = model.vision_encoder(batch.images.to(device))
-        pair = prototypes(model.text_encoder, tokenizer, ENSEMBLES[surface.domain].sentences(surface.nouns[0]))
-        patches = anomaly_probability(tokens.patches, pair, temperature).cpu()
-        images = anomaly_probability(tokens.spatial, pair, temperature).cpu() + patches.flatten(1).amax(1)
+        fixed = prototypes(model.text_encoder, tokenizer, ENSEMBLES[domain].sentences(noun))
+        patches, spatial = (
+            [anomaly_probability(x, pair, temperature).cpu() for pair in (F.normalize(model.free, dim=-1), fixed)]
+            for x in (tokens.patches, tokens.spatial)
+        )
+        largest = patches[0].flatten(1).amax(1)
         target, counts = (x.bool() for x in patch_targets(batch.masks))
-        levels = ((patches[counts], target[counts]), (images, batch.kind >= 0))
+        levels = [(p[counts], target[counts]) for p in patches]
+        levels += [(spatial[i] + largest, batch.kind >= 0) for i in (1, 0)]
         found.append([image_metrics(scores.numpy(), labels.numpy())["image_auroc"] for scores, labels in levels])
-    patch_level, image_level = zip(*found, strict=True)
-    return sum(patch_level) / len(batches), sum(image_level) / len(batches)
+    return Validation(*(sum(values) / len(batches) for values in zip(*found, strict=True)))
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
@@ -256,18 +245,27 @@ def gradients(
 
 
 def train(
-    out: Path, dim: int, steps: int, seed: int, device: str, workers: int, minutes: float, start: Path | None
+    out: Path,
+    dim: int,
+    steps: int,
+    seed: int,
+    device: str,
+    workers: int,
+    minutes: float,
+    start: Path | None,
+    threads: int,
+    photographs: Path | None,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
+    torch.set_num_threads(1)  # the threads are our own, see below
     if not (out / "tokenizer.model").exists():
         (out / "tokenizer.model").write_bytes((start / "tokenizer.model").read_bytes() if start else train_tokenizer())
     tokenizer = Tokenizer(out / "tokenizer.model")
     model = build(tokenizer, dim)
-    whiten(model, torch.cat([draw_batch(seed + i, 64, 112, TRAINING_FAMILIES).images for i in range(8)]))
+    whiten(model, torch.cat([draw_batch(seed + i, 64, 112, TRAINING_FAMILIES).images for i in range(WHITENED)]))
     if start:
-        model.load_state_dict(load_file(start / "model.safetensors"), strict=False)  # probe and temperature start anew
+        model.load_state_dict(load_file(start / "model.safetensors"), strict=False)  # free vectors start anew
     model = model.to(device)
     average = deepcopy(model).requires_grad_(False)
     matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("blocks" in n)}
@@ -277,12 +275,15 @@ def train(
     adam = torch.optim.AdamW(rest.values(), lr=PEAK_ADAM, betas=(0.9, 0.98), weight_decay=0.0)
     step = load_state(out, model, average, muon, adam) if (out / "state.json").exists() else 0
     # A CPU is faster at the halves of a batch, each in a thread of its own, than with two threads at every operator.
-    parts = 2 if device == "cpu" else 1
+    parts = threads if device == "cpu" else 1
+    drawn_on = device if workers == 0 else "cpu"
     threads = ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
-    words = [Sentences(random.Random()) for _ in range(parts)]
+    photographed = Photographs(photographs, device=drawn_on) if photographs else None
+    surfaces = SURFACES | (photographed.families if photographed else {})
+    words = [Sentences(random.Random(), surfaces) for _ in range(parts)]
     slopes = partial(gradients, model, tokenizer, list(trained.values()))
     loader = DataLoader(
-        Batches(seed, steps, step, device if workers == 0 else "cpu"),
+        Batches(seed, steps, step, drawn_on, photographed),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=3 if workers else None,
@@ -315,11 +316,13 @@ def train(
             print(f"step {step}/{steps} {line} T {temperature:.4f} {rate:.0f} pictures/s", flush=True)
             shown, since = {}, step
         if step % VALIDATE_EVERY == 0:
-            patch_level, image_level = validate(average, tokenizer, draw_validation())
-            print(
-                f"step {step}/{steps} validation patch AUROC {patch_level:.3f} image AUROC {image_level:.3f}",
-                flush=True,
-            )
+            sets = {"drawn": draw_validation()}
+            if photographs:
+                sets["photographed"] = photograph_validation(photographs)
+            for kept_out, batches in sets.items():
+                found = validate(average, tokenizer, batches)
+                line = " ".join(f"{name} {value:.3f}" for name, value in found._asdict().items())
+                print(f"step {step}/{steps} {kept_out} validation AUROC {line}", flush=True)
         over = minutes and time.time() - started > minutes * 60
         if time.time() - saved > 300 or step == steps or over:
             save_state(out, step, model, average, muon, adam)
@@ -368,5 +371,7 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=1, help="processes that draw; 0 draws on the device itself")
     parser.add_argument("--minutes", type=float, default=0, help="stop and save after so long; 0: when all is done")
     parser.add_argument("--start", type=Path, help="model folder to start from, instead of from scratch")
+    parser.add_argument("--threads", type=int, default=2, help="parts of a batch on a CPU, a thread each: 1 or 2")
+    parser.add_argument("--photographs", type=Path, help="folder of photographs to compose defects on, too")
     args = parser.parse_args()
-    train(args.out, args.dim, args.steps, args.seed, args.device, args.workers, args.minutes, args.start)
+    train(**vars(args))

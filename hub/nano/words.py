@@ -2,6 +2,7 @@
 
 import io
 import random
+from collections.abc import Mapping
 from itertools import product
 
 import sentencepiece
@@ -9,7 +10,7 @@ import sentencepiece
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
 
 from .defects import DEFECTS
-from .surfaces import SURFACES
+from .surfaces import SURFACES, Surface
 
 # Class names of the paper's 14 datasets, as the prompts say them.
 CLASS_NAMES = (
@@ -23,25 +24,40 @@ CLASS_NAMES = (
     *("blotchy", "fibrous", "marbled", "matted", "mesh", "perforated", "stratified", "woven"),  # DTD-Synthetic
     *("skin", "colon", "thyroid", "brain", "head", "tissue", "organ"),  # ISIC, Colon/ClinicDB, TN3K, HeadCT, MRI, Br35H
 )
-# What people photograph beyond those.
-COMMON_NOUNS = (
-    *("object", "product", "part", "surface", "material", "texture", "component", "item", "thing", "sample"),
-    *(
-        "solar cell",
-        "solar panel",
-        "magnetic tile",
-        "road",
-        "asphalt",
-        "concrete",
-        "wall",
-        "pavement",
-        "steel",
-        "metal",
-    ),
-    *("steel strip", "rail", "casting", "weld", "bearing", "gear", "pipe", "fabric", "textile", "paper", "glass"),
-    *("plastic", "rubber", "ceramic", "paint", "wafer", "chip", "circuit board", "label", "can", "box", "bag", "board"),
-    *("battery", "lens", "coin", "key", "plate", "ring", "washer", "nut", "bolt", "fruit", "bread", "leaf", "tooth"),
-)
+# What people photograph beyond those, and colours.
+COMMON_NOUNS = """
+    object, product, part, surface, material, texture, component, item, thing, sample, solar cell, solar panel,
+    magnetic tile, road, asphalt, concrete, wall, pavement, steel, metal, steel strip, rail, casting, weld, bearing,
+    gear, pipe, fabric, textile, paper, glass, plastic, rubber, ceramic, paint, wafer, chip, circuit board, label,
+    can, box, bag, board, battery, lens, coin, key, plate, ring, washer, nut, bolt, fruit, bread, leaf, tooth, shirt,
+    t shirt, dress, trousers, jacket, shoe, hat, glove, sock, belt, cloth, cotton, wool, denim, silk, rope, yarn,
+    thread, towel, curtain, sofa, cushion, chair, table, door, window, cardboard, carton, envelope, book, card,
+    playing card, newspaper, packaging, package, wrapper, foil, film, sticker, barcode, basket, bucket, cup, mug,
+    bowl, jar, lid, cap, cork, apple, banana, orange, lemon, pear, peach, potato, tomato, onion, carrot, pepper,
+    cucumber, egg, cheese, meat, fish, rice, bean, seed, grain, cake, cookie, chocolate, candy, milk carton, juice
+    carton, flower, plant, tree, bark, grass, soil, sand, gravel, rock, stone, marble, granite, slate, brick, roof
+    tile, floor, ceiling, plaster, cement, bridge, iron, aluminium, aluminum, copper, brass, gold, silver, titanium,
+    sheet metal, wire, chain, spring, hinge, hook, nail, rivet, clip, clamp, bracket, flange, valve, pump, piston,
+    shaft, rod, tube, hose, seal, gasket, o ring, blade, knife, saw, drill, hammer, wrench, tool, engine, turbine,
+    turbine blade, motor, fan, wheel, tire, tyre, brake, brake disc, car, car body, truck, train, ship, aircraft,
+    wing, hull, tank, container, barrel, pallet, sensor, led, display, screen, keyboard, button, switch, plug, socket,
+    resistor, capacitor, diode, coil, relay, inductor, cell, electrode, insulator, ball screw, lead screw, ball
+    bearing, phone, smartphone, laptop, camera, lamp, light bulb, bulb, toy, ball, pen, pencil, brush, syringe, vial,
+    ampoule, tablet, mask, bandage, implant, bone, knee, chest, lung, liver, kidney, breast, retina, eye, heart, hand,
+    blood, cell smear, x ray, mri scan, ct scan, wallpaper, panel, plywood, parquet, laminate, veneer, furniture,
+    enamel, glaze, coating, foam, sponge, leather seat, vinyl, nylon, polymer, composite, carbon fiber, fiberglass,
+    resin, wax, airplane, apartment house, armchair, asparagus, aubergine, avocado, beam, beef tomato, red beet, bell
+    pepper, bird, stone block, boulder, bunker door, butterfly, cabbage, cantaloupe, playing cards, carrots, cat,
+    cave, cherry leaves, hands, clouds, coast, coins, conference, corn, room corner, cupboard doors, deer, dog, drum
+    kit, dry grass, espresso cup, euro coin, rock face, factory, forest, fork, forks, frog, garlic, ginger,
+    grapefruit, grapes, stained tissue, hemlock twig, hills, melon, horse, house, insect, kiwi, knives, lane, lawn,
+    leaves, leek, lime, limestone, lizard, mango, mountains, mud, mulch, mushroom, nectarine, nuts, pants, papaya,
+    passion fruit, pineapple, pipes, planks, plum, pomegranate, portrait, metal profile, rabbit, terracotta relief,
+    rocket, rocks, room, rosewood, sandstone, satsumas, scissors, screws, sea, shore, shoes, shorts, shutter, skirt,
+    top, snow, sports bag, stairs, statue, storm, sweet potato, tape, terrain, trail, turtle, vine tomato, violet,
+    watermelon, zucchini, red, green, blue, yellow, pink, brown, grey, gray, black, white, golden, dark, bright, long,
+    large, small, natural, painted, stained, woven, brushed, polished, rusty, mossy, rocky, wooden, anti slip
+"""
 PHOTO_TEMPLATES = (
     "{}",
     "a photo of a {}.",
@@ -55,7 +71,15 @@ PHOTO_TEMPLATES = (
 
 
 def nouns() -> list[str]:
-    return sorted({*CLASS_NAMES, *COMMON_NOUNS, *(noun for s in SURFACES.values() for noun in s.nouns)})
+    common = (" ".join(noun.split()) for noun in COMMON_NOUNS.split(","))
+    return sorted({*CLASS_NAMES, *common, *(noun for s in SURFACES.values() for noun in s.nouns)})
+
+
+def words() -> set[str]:
+    """Every word that nano is trained on, as class names are split: at blanks and hyphens."""
+    said = [*nouns(), *(text for e in ENSEMBLES.values() for text in (*e.normal, *e.abnormal))]
+    said += [text for defect in DEFECTS.values() for text in (*defect.adjectives, *defect.phrases)]
+    return {word for text in said for word in text.lower().replace("-", " ").replace("{}", " ").split()}
 
 
 def defect_phrases(name: str, noun: str) -> list[str]:
@@ -64,7 +88,7 @@ def defect_phrases(name: str, noun: str) -> list[str]:
     return [*(f"{word} {noun}" for word in defect.adjectives), *(f"{noun} {phrase}" for phrase in defect.phrases)]
 
 
-def train_tokenizer(vocab_size: int = 1024) -> bytes:
+def train_tokenizer(vocab_size: int = 2048) -> bytes:
     """A SentencePiece model over every word above. Deterministic."""
     sentences = []
     for noun in nouns():
@@ -92,10 +116,10 @@ def train_tokenizer(vocab_size: int = 1024) -> bytes:
 
 
 class Sentences:
-    """Draws the prompts of a training step from a seeded `random.Random`."""
+    """Draws the prompts of a training step about `surfaces` from a seeded `random.Random`."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
+    def __init__(self, rng: random.Random, surfaces: Mapping[str, Surface] = SURFACES) -> None:
+        self.rng, self.surfaces = rng, surfaces
         self.all_nouns = nouns()
 
     def noun(self, family: str) -> str:
@@ -103,13 +127,13 @@ class Sentences:
         since users name things that nano has never seen."""
         roll = self.rng.random()
         if roll < 0.45:
-            return self.rng.choice(SURFACES[family].nouns)
+            return self.rng.choice(self.surfaces[family].nouns)
         return "object" if roll < 0.7 else self.rng.choice(self.all_nouns)
 
     def pair(self, family: str) -> tuple[list[str], list[str]]:
         """Matching (normal, abnormal) sentences: **the same noun and templates on both sides**, a random part of the
         ensemble of the family's domain."""
-        medical = SURFACES[family].domain == "medical"
+        medical = self.surfaces[family].domain == "medical"
         domain = self.rng.choices(list(ENSEMBLES), (2, 6, 2) if medical else (7, 1, 2))[0]
         chosen = ENSEMBLES[domain]
         part = PromptEnsemble(
@@ -130,4 +154,4 @@ class Sentences:
 
     def families(self, names: list[str]) -> list[str]:
         """One caption for each surface, under its most specific noun or another of its own."""
-        return [self.caption(self.rng.choice(SURFACES[name].nouns[:2])) for name in names]
+        return [self.caption(self.rng.choice(self.surfaces[name].nouns[:2])) for name in names]
