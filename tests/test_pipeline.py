@@ -309,3 +309,18 @@ def test_the_fastest_dtype_of_a_cpu_is_measured(monkeypatch, supported):
     fastest = choose_dtype("fastest", torch.device("cpu"))
     assert fastest == (torch.bfloat16 if supported else torch.float32)
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+def test_a_word_that_the_model_does_not_know_is_noted_and_counts_as_object(golden, pictures, tmp_path):
+    folder = tmp_path / "small"
+    golden.pipe.save_pretrained(folder)
+    (folder / "words.txt").write_text("object\nmetal\nnut\n")
+    pipe = Pipeline.from_pretrained(folder, image_size=golden.pipe.image_size)
+    assert pipe(pictures[0], "Metal_nut").note is None
+    found = pipe(pictures[0], "metal schraube")
+    assert found.note == found.record()["note"] == "small does not know the word schraube: taken for 'object'"
+    assert found.score == pipe(pictures[0]).score != pipe(pictures[0], "metal nut").score
+    assert {r.note for r in pipe.compare(pictures[0], "metal schraube").values()} == {found.note}
+    torch.testing.assert_close(pipe.prototypes("schraube"), golden.pipe.prototypes("object"))
+    pipe.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "words.txt").read_text().split() == ["metal", "nut", "object"]

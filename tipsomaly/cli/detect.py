@@ -134,7 +134,8 @@ def detect(
             elif isinstance(outcome, Result):
                 parts = f"{outcome.score:.4f} = global {outcome.global_score:.4f} + local {outcome.local_score:.4f}"
                 verdict = {None: "", True: "  anomalous", False: "  normal   "}[outcome.is_anomalous]
-                tqdm.write(f"{parts}{verdict}  {printable(source)}", file=sys.stdout)
+                note = f"  ({outcome.note})" if outcome.note else ""
+                tqdm.write(f"{parts}{verdict}  {printable(source)}{note}", file=sys.stdout)
     if failed:
         print(f"{failed} of {len(sources)} pictures failed", file=sys.stderr)
         raise typer.Exit(1)
@@ -167,7 +168,8 @@ def compare(
             mode: {"score": r.score, "global_score": r.global_score, "local_score": r.local_score, **r.strategies}
             for mode, r in results.items()
         }
-        print(json.dumps({"image": image, **scores}))
+        note = next(iter(results.values())).note
+        print(json.dumps({"image": image, **({"note": note} if note else {}), **scores}))
     else:
         print(
             f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  "
@@ -176,6 +178,8 @@ def compare(
         for mode, r in results.items():
             strategies = " ".join(f"{value:6.4f}" for value in r.strategies.values())
             print(f"{mode:<10} {r.score:7.4f} {r.global_score:7.4f} {r.local_score:7.4f}  {strategies}")
+        if r.note:
+            print(f"note: {r.note}")
     if output:
         output.mkdir(parents=True, exist_ok=True)
         first = next(iter(results.values()))

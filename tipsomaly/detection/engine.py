@@ -16,7 +16,7 @@ from tipsomaly.data.images import ImageSource
 from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.detector import Detector
-from tipsomaly.detection.result import Result
+from tipsomaly.detection.result import Result, joined
 from tipsomaly.detection.tiling import Tiles
 from tipsomaly.detection.views import Picture, Scores, View, Viewer, ahead
 from tipsomaly.errors import ImageError, ModelError, OptionError, one_line
@@ -74,9 +74,16 @@ class Engine:
         return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
 
     def result(
-        self, picture: Picture, detector: int, class_name: str, mode: str, calibration: Calibration | None
+        self,
+        picture: Picture,
+        detector: int,
+        class_name: str,
+        mode: str,
+        calibration: Calibration | None,
+        note: str | None = None,
     ) -> Result:
-        """What the scores of a picture's views under one detector, by its number, say of the picture."""
+        """What the scores of a picture's views under one detector, by its number, say of the picture; `note` is of its
+        class name."""
         whole, *tiles = (picture.scores[index][detector] for index in range(1 + len(picture.boxes)))
         object_score, global_score = whole.image.tolist()
         result = Result(
@@ -90,7 +97,7 @@ class Engine:
             mode=mode,
             sigma=self.sigma,
             spatial_token=whole.spatial_token.numpy().copy(),
-            note=picture.note,
+            note=joined(picture.note, note),
             image_threshold=calibration and calibration.image_threshold,
             pixel_threshold=calibration and calibration.pixel_threshold,
             tiles=self._tiles(picture, tiles) if tiles else None,

@@ -18,7 +18,7 @@ from tipsomaly.detection.engine import Engine
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.settings import Settings
 from tipsomaly.detection.views import Picture, Viewer
-from tipsomaly.errors import ImageError, ModelError, OptionError
+from tipsomaly.errors import ImageError, ModelError, OptionError, one_line
 from tipsomaly.models.catalogue import BACKBONES
 from tipsomaly.models.device import choose_device, choose_dtype
 from tipsomaly.models.folder import ModelFolder, write_model
@@ -35,6 +35,9 @@ from tipsomaly.prompts.strategy import MODES, Mode, no_prompts
 
 BATCH_SIZE = 16
 """Pictures, or tiles of them, that the model is given at once unless told otherwise."""
+
+UNKNOWN = "object"
+"""What a picture is taken for whose class name has a word that the model does not know."""
 
 
 class Pipeline:
@@ -248,19 +251,29 @@ class Pipeline:
             raise OptionError(f"the batch size must be at least 1, not {batch_size}")
         if errors not in ("raise", "yield"):
             raise OptionError(f"errors must be 'raise' or 'yield', not {errors!r}")
-        name = self._checked_class(class_name)
-        return self._stream(images, name, batch_size, errors, maps)
+        return self._stream(images, *self._checked_class(class_name), batch_size, errors, maps)
 
-    def _checked_class(self, class_name: str) -> str:
-        """The class in words; ModelError if the calibration is for another one."""
+    def _checked_class(self, class_name: str) -> tuple[str, str | None]:
+        """The class in words, and a note if the model does not know them; ModelError if the calibration is for another
+        class."""
         name = clean_class_name(class_name)
         if self.calibration and self.calibration.class_name != name:
             made_for = self.calibration.class_name
             raise ModelError(f"this calibration was made for the class {made_for!r}, not {name!r}")
-        return name
+        if not (unknown := self.tokenizer.unknown(name)):
+            return name, None
+        model = self._folder.name if self._folder and self._folder.name else "this model"
+        words = f"the word{'s' * (len(unknown) > 1)} {one_line(', '.join(unknown), 60)}"
+        return UNKNOWN, f"{model} does not know {words}: taken for {UNKNOWN!r}"
 
     def _stream(
-        self, images: Iterable[ImageSource], class_name: str, batch_size: int, errors: str, maps: bool
+        self,
+        images: Iterable[ImageSource],
+        class_name: str,
+        note: str | None,
+        batch_size: int,
+        errors: str,
+        maps: bool,
     ) -> Iterator[Result | ImageError]:
         for view in self.engine.scored(images, [self.detector(class_name)], batch_size, maps):
             if isinstance(view, ImageError):
@@ -268,7 +281,7 @@ class Pipeline:
                     raise view
                 yield view
             elif view.is_last:
-                yield self._result(view.picture, 0, class_name)
+                yield self._result(view.picture, 0, class_name, note)
 
     def compare(
         self, image: ImageSource, class_name: str = "object", own: PromptEnsemble | None = None
@@ -278,7 +291,7 @@ class Pipeline:
         prompts = self.prompts or (self._folder and default_prompts(self._folder, self.options.domain))
         if prompts is None:
             raise ModelError("a comparison needs learned prompts and this model has none")
-        name, known = self._checked_class(class_name), self.calibration
+        (name, note), known = self._checked_class(class_name), self.calibration
         columns = {
             mode: self.with_options(prompts=prompts, mode=mode, calibration=known if mode == self.mode else None)
             for mode in MODES
@@ -289,7 +302,7 @@ class Pipeline:
         for view in self.engine.scored([image], detectors, BATCH_SIZE):
             if isinstance(view, ImageError):
                 raise view
-        return {column: pipe._result(view.picture, i, name) for i, (column, pipe) in enumerate(columns.items())}
+        return {column: pipe._result(view.picture, i, name, note) for i, (column, pipe) in enumerate(columns.items())}
 
     def pixels(self, images: Iterable[ImageSource], batch_size: int = BATCH_SIZE) -> Iterator[Tensor]:
         """See `Engine.pixels`."""
@@ -304,9 +317,11 @@ class Pipeline:
         return self.engine.encode_layers(pixels, layers)
 
     def prototypes(self, class_name: str = "object", mode: Mode | None = None) -> tuple[Tensor, Tensor]:
-        """G_f for the image score and G_l for the patch map, each (2, D) float32, normal then abnormal. Cached."""
+        """G_f for the image score and G_l for the patch map, each (2, D) float32, normal then abnormal. Cached.
+        A class name with a word that the model does not know counts as "object"."""
         mode = mode or self.mode
         name = clean_class_name(class_name)
+        name = UNKNOWN if self.tokenizer.unknown(name) else name
         return (
             self._prototypes_of(self.prompts) if mode == "learned" else self._prototypes_of(self.domain, name),
             self._prototypes_of(self.domain, name) if mode == "fixed" else self._prototypes_of(self.prompts),
@@ -342,8 +357,8 @@ class Pipeline:
             self.save_pretrained(folder)
             return upload(Path(folder), repository, private=private, token=token)
 
-    def _result(self, picture: Picture, detector: int, class_name: str) -> Result:
-        return self.engine.result(picture, detector, class_name, self.mode, self.calibration)
+    def _result(self, picture: Picture, detector: int, class_name: str, note: str | None) -> Result:
+        return self.engine.result(picture, detector, class_name, self.mode, self.calibration, note)
 
 
 @torch.inference_mode()

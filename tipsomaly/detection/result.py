@@ -12,6 +12,11 @@ from tipsomaly.detection import scoring, visualization
 from tipsomaly.detection.tiling import Tiles
 
 
+def joined(*notes: str | None) -> str | None:
+    """The notes that there are, as one."""
+    return "; ".join(note for note in notes if note) or None
+
+
 @dataclass(frozen=True)
 class Region:
     """A connected region of a map above a threshold (8-connected)."""
@@ -45,7 +50,7 @@ class Result:
     spatial_token: np.ndarray | None = field(default=None, repr=False)
     """g_s as a float32 unit vector (D,), for `Pipeline.similarities`."""
     note: str | None = None
-    """What was left out of the picture, if anything."""
+    """What was left out of the picture, or which words of the class name the model does not know, if any."""
     image_threshold: float | None = None
     """Of a calibrated pipeline; a score of at least this is anomalous."""
     pixel_threshold: float | None = None

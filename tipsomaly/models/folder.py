@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from tipsomaly.models.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SMALL_FILES = ["config.json", "preprocessor_config.json", "tokenizer.model", "tokenizer_config.json"]
+WORDS = "words.txt"
+SMALL_FILES = ["config.json", "preprocessor_config.json", "tokenizer.model", "tokenizer_config.json", WORDS]
 SMALL_FILES += ["prompts/*.safetensors"]
 FILES = [*SMALL_FILES, WEIGHTS, INDEX, "model-*-of-*.safetensors"]
 """What we need of a repository, and all that is fetched."""
@@ -28,7 +29,8 @@ FILES = [*SMALL_FILES, WEIGHTS, INDEX, "model-*-of-*.safetensors"]
 @dataclass(frozen=True)
 class ModelFolder:
     """The files of a published model: config.json, model.safetensors, tokenizer.model, preprocessor_config.json and
-    prompts/<name>.safetensors. `name` is what the catalogue may know it by."""
+    prompts/<name>.safetensors; words.txt, where the text tower knows only the words in it, one a line. `name` is what
+    the catalogue may know it by."""
 
     path: Path
     name: str = ""
@@ -65,9 +67,10 @@ class ModelFolder:
 
     def read_tokenizer(self, max_length: int) -> Tokenizer:
         """Raises ModelError if there is none or if it is damaged."""
-        path = self._file("tokenizer.model")
+        path, known = self._file("tokenizer.model"), self.path / WORDS
+        words = known.read_text(encoding="utf-8").split() if known.is_file() else None
         try:
-            return Tokenizer(path, max_length)
+            return Tokenizer(path, max_length, words)
         except ValueError as error:
             raise ModelError(f"{path}: {one_line(error)}") from None
 
@@ -153,6 +156,13 @@ def write_model(out: Path, tips: Tips, tokenizer: Tokenizer, image_size: tuple[i
         tensors = {name: value.cpu().contiguous() for name, value in tips.state_dict().items()}
         save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
         (staging / "tokenizer.model").write_bytes(tokenizer.model)
+        if tokenizer.words is not None:
+            write_words(staging, tokenizer.words)
+
+
+def write_words(folder: Path, words: Iterable[str]) -> None:
+    """words.txt: what a text tower knows that was trained on few words."""
+    (folder / WORDS).write_text("\n".join(sorted(words)) + "\n", encoding="utf-8")
 
 
 @contextmanager

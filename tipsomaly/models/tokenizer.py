@@ -1,6 +1,6 @@
 """Sentences to token ids, as the TIPS text tower wants them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,15 @@ from torch import Tensor
 
 
 class Tokenizer:
-    """A SentencePiece model; sentences are lower-cased, cut to `max_length` ids and padded with id 0, no BOS or EOS."""
+    """A SentencePiece model; sentences are lower-cased, cut to `max_length` ids and padded with id 0, no BOS or EOS.
 
-    def __init__(self, model: str | Path | bytes, max_length: int = 64) -> None:
+    `words` are all words that the text tower was trained on, lower-cased, where they are so few that a class name may
+    hold others; None where the tower has seen the web."""
+
+    def __init__(self, model: str | Path | bytes, max_length: int = 64, words: Iterable[str] | None = None) -> None:
         self.model = model if isinstance(model, bytes) else Path(model).read_bytes()
         self.max_length = max_length
+        self.words = None if words is None else frozenset(words)
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(self.model)
@@ -25,6 +29,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of pieces; ids are below it."""
         return self._processor.GetPieceSize()
+
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that the text tower was not trained on, as far as that is known."""
+        words = dict.fromkeys(text.lower().split()) if self.words is not None else ()
+        return [word for word in words if word not in self.words]
 
     def __call__(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(n, max_length) int64 ids and (n, max_length) bool, true where an id is not padding."""

@@ -15,7 +15,7 @@ from PIL import Image
 from tipsomaly.data.images import load_image
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.pipeline import Pipeline
-from tipsomaly.detection.result import Result
+from tipsomaly.detection.result import Result, joined
 from tipsomaly.errors import ImageError, ModelError
 from tipsomaly.models.hub import resolve
 from tipsomaly.prompts.find import read_prompts, released_prompts
@@ -65,7 +65,7 @@ class Space:
         started = time.perf_counter()
         loaded = load_image(image, MAX_PIXELS)
         result, normal, abnormal = self._score(loaded.image, visitors_class(class_name), domain, model)
-        result = replace(result, source=image, note=loaded.note)
+        result = replace(result, source=image, note=joined(loaded.note, result.note))
         return Inspection(result, shown(result, loaded.image), normal, abnormal, time.perf_counter() - started)
 
     def compare(
@@ -105,7 +105,8 @@ class Space:
                 if isinstance(entry, ImageError):
                     yield Row(label, error=reason(entry))
                 else:
-                    yield Row(label, replace(shown(next(results), entry.image), note=entry.note))
+                    result = shown(next(results), entry.image)
+                    yield Row(label, replace(result, note=joined(entry.note, result.note)))
 
     def _score(
         self, image: Image.Image, class_name: str, domain: str, model: str
