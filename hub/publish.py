@@ -20,7 +20,7 @@ from tipsomaly.models.folder import WEIGHTS, ModelFolder
 from tipsomaly.models.hub import BUNDLED, convert_release
 from tipsomaly.models.publish import find_token, upload
 from tipsomaly.prompts.find import find_prompts
-from tipsomaly.studies.paper import PAPER, PAPER_QUOTATION, PAPER_SOURCE
+from tipsomaly.studies.paper import DATA_SETS, OURS, SOURCE, published
 from tipsomaly.studies.tables import table
 
 HUB = Path(__file__).parent
@@ -80,20 +80,28 @@ def card(backbone: Backbone, repository: str, folder: Path) -> str:
         sources="\n".join(f"| {r['url']} | {r['size'] or ''} | `{r['sha256']}` |" for r in records),
         sha256=sha256,
         licence=licence,
-        paper=paper_numbers() if backbone.name == "tips-l14-hr" else "None: its main results are with `tips-l14-hr`.",
+        paper=paper_numbers(backbone.name),
         measured=measured.read_text(encoding="utf-8").strip() if measured.exists() else "Nothing yet.",
     )
 
 
-def paper_numbers() -> str:
-    """The paper's claims for TIPS-L/14-HR, where we can say where they come from."""
-    rows = [[p.name, *(p.metrics.get(m, "-") for m in ("image_auroc", "pixel_auroc"))] for p in PAPER]
-    source = (
-        "They are the paper's claims, in percent, with the prompts `visa` on MVTec AD and `mvtec` on all others,\n"
-        f"taken from the listing at {PAPER_SOURCE} and, for\nMVTec AD's pixels, from a quotation of the "
-        f"paper at {PAPER_QUOTATION}. We did not measure them."
+def paper_numbers(model: str) -> str:
+    """The paper's claims for a backbone: table 1 for the one of its main results, else table 8; "None." without any."""
+    columns = {"image_auroc": "image AUROC", "image_ap": "image AP", "image_f1max": "image F1-max"}
+    columns |= {"pixel_auroc": "pixel AUROC", "aupro_200": "AUPRO", "pixel_f1max": "pixel F1-max"}
+    number, row = ("1", OURS) if model == "tips-l14-hr" else ("8", model)
+    rows = [
+        [name, *(found[row].get(metric, "-") for metric in columns)]
+        for name in DATA_SETS
+        if row in (found := published(number, name))
+    ]
+    if not rows:
+        return "None."
+    return (
+        f"{table(['data set', *columns.values()], rows)}\n"
+        f"The claims of table {number} of {SOURCE}, in percent,\nwith prompts trained on VisA for MVTec AD and on "
+        "MVTec AD for all others, at 518 x 518 pixels. We did not measure them."
     )
-    return f"{table(['data set', 'image AUROC', 'pixel AUROC'], rows)}\n{source}"
 
 
 def contents(folder: Path, patterns: list[str]) -> list[str]:

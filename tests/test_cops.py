@@ -110,7 +110,7 @@ def test_maps_and_scores_equal_the_reference(cops):
 
 @torch.no_grad()
 def test_exchanged_states_are_those_of_the_released_code(cops):
-    exchanged = with_options(cops, states="exchanged")
+    exchanged = with_options(cops, ests="exchanged")
     close(exchanged.condition(cops.tokens, cops.encode).prototypes, cops.expected["swapped_prototypes"])
     patch_map, _, score = scores(cops, exchanged, cops.tokens)
     close(patch_map, cops.expected["swapped_patch_map"])
@@ -195,16 +195,16 @@ def test_the_weight_is_large_far_from_normal_and_near_to_abnormal():
 @torch.no_grad()
 def test_each_part_can_be_left_out(cops):
     full = cops.method.condition(cops.tokens, cops.encode)
-    static = with_options(cops, states="learned", categories="learned", saga=False)
+    static = with_options(cops, ests="off", icts="off", saga=False)
     tokens, prototypes, weight = static.condition(cops.tokens, cops.encode)
     assert weight is None
-    assert dict(static.image_score) == {"spatial": 1, "local": 0}
+    assert dict(static.image_score) == {"spatial": 1}
     torch.testing.assert_close(prototypes[0], prototypes[2])  # nothing of the picture is left
     assert not torch.allclose(full.prototypes[0], full.prototypes[2], atol=1e-4)
     layers = LayerTokens(cops.tensors["text_tokens"], overwrite=True)
     by_hand = [cops.encode(["."], cops.tensors[state], layers) for state in ("normal", "abnormal")]
     torch.testing.assert_close(prototypes[0], torch.cat(by_hand), rtol=0, atol=1e-6)
-    posterior = with_options(cops, categories="posterior").sample_categories(tokens.spatial)
+    posterior = with_options(cops, icts="posterior").sample_categories(tokens.spatial)
     assert posterior.shape == (3, cops.case["samples"], 128)
     assert not torch.allclose(posterior[0], posterior[1])
 
@@ -254,7 +254,7 @@ def test_start_values_follow_the_specification_and_the_seed(golden):
         ({"sentence": ""}, "1 to 200"),
         ({"heads": 3}, "multiple"),
         ({"category_rows": 7}, "cannot hold"),
-        ({"states": "both"}, "own, exchanged, learned"),
+        ({"ests": "both"}, "own, exchanged, off"),
         ({"colour": 1}, "no setting 'colour'"),
     ],
 )

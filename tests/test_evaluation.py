@@ -18,7 +18,7 @@ from tipsomaly.data.masks import load_mask
 from tipsomaly.detection import scoring
 from tipsomaly.errors import ImageError
 from tipsomaly.studies.evaluation import Variant, evaluate, score_class
-from tipsomaly.studies.paper import paper_results
+from tipsomaly.studies.paper import Paper, paper_results
 from tipsomaly.studies.tables import METRICS
 from tipsomaly.studies.worst import save_worst
 
@@ -180,20 +180,12 @@ def test_results_hold_the_numbers(pipe, samples, evaluation, tmp_path):
     assert picture["score"] == pytest.approx(pipe(picture["image"], "felt").score, abs=1e-5)
 
 
-def test_the_papers_numbers_stand_beside_whole_data_sets_only(pipe, samples):
-    brain = [replace(s, class_name="brain", mask=None) for s in samples[:7]]
-    assert paper_results(brain) is None
-    assert paper_results(brain, "br35h") is None
-    evaluation = evaluate(pipe, brain, layout="headct")
-    [line] = [line for line in evaluation.markdown().splitlines() if "| HeadCT: paper" in line]
-    assert "HeadCT: paper, TIPS-L/14-HR, not measured here" in line
-    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["92.7", *["-"] * 7]
-    names = (
-        "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
-    )
-    mvtec = [replace(samples[0], class_name=name) for name in names.split()]
-    assert paper_results(mvtec, "meta").metrics["image_auroc"] == 0.934
-    assert paper_results(mvtec[1:], "mvtec") is None
+def test_the_papers_numbers_stand_beside_whole_data_sets_only(evaluation, samples):
+    assert paper_results(samples) is None
+    numbers = Paper("HeadCT", {"image_auroc": 0.123, "aupro_200": 0.4})
+    [line] = [line for line in replace(evaluation, paper=numbers).markdown().splitlines() if "| HeadCT: " in line]
+    assert "TIPS-L/14-HR, decoupled, S5: paper, not measured here" in line
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["12.3", *["-"] * 6, "40.0"]
 
 
 def test_the_worst_mistakes_are_drawn(pipe, samples, evaluation, tmp_path):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from tipsomaly.detection.scoring import anomaly_map, anomaly_probability, image_scores
+from tipsomaly.detection.scoring import STRATEGIES, anomaly_map, anomaly_probability, image_scores
 
 
 @pytest.fixture(scope="module")
@@ -76,5 +76,10 @@ def test_equation_1_is_a_softmax_over_cosines():
     )
 
 
-def test_strategies_are_sums_of_their_parts():
-    assert image_scores(0.1, 0.2, 0.4) == pytest.approx({"S1": 0.1, "S2": 0.2, "S3": 0.4, "S4": 0.5, "S5": 0.6})
+@pytest.mark.parametrize(
+    "parts, expected",
+    [((0.1, 0.2, 0.4), (0.1, 0.2, 0.2, 0.15, 0.6)), ((0.9, 0.3, 0.05), (0.9, 0.3, 0.9, 0.6, 0.35))],
+)
+def test_strategies_are_those_of_table_2c(parts, expected):
+    assert list(image_scores(*parts)) == list(STRATEGIES) == ["S1", "S2", "S3", "S4", "S5"]
+    assert tuple(image_scores(*parts).values()) == pytest.approx(expected)

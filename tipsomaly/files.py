@@ -8,38 +8,85 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
+from tipsomaly.errors import FetchError, TipsomalyError, printable
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a name of its own first: an interrupt or a full disk leaves the old one or the new one, never
-    half of one, and of several writers the last one wins. An OSError names the file."""
+
+class Writer:
+    """What has only `write`. Given a whole file, numpy and PIL would write to it below Python, and then say of a full
+    disk no more than that something failed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Writer]:
+    """A file to write, under a name of its own until it is whole: an interrupt or a full disk leaves the old one or the
+    new one, never half of one, and of several writers the last one wins. An OSError names the file."""
+    part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(prefix=f".{path.name[:80]}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    try:
+        descriptor, part = tempfile.mkstemp(prefix=f".{_start(path)}.", suffix=".part", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield Writer(file)
         os.chmod(part, 0o666 & ~_umask())  # mkstemp makes files for one user alone
         os.replace(part, path)
     except BaseException as error:
-        Path(part).unlink(missing_ok=True)
+        if part:
+            Path(part).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            error.filename = str(path)
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, whole or not at all, see `whole_file`."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make a folder of results, for this process alone. Raises FetchError while another process writes there; the
+    system frees the lock of one that dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        busy = "another process writes there; wait for its end, or choose another folder"
+        raise FetchError(f"{printable(folder)}: {busy}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def to_json(content: object, indent: int | None = None) -> str:
+    """JSON as every language reads it: in ASCII, without NaN or infinity, for which there is a TipsomalyError."""
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        raise TipsomalyError("a number among the results is not finite, so they are not written") from None
+
+
+def file_name(path: str | Path) -> str:
+    """A path as JSON holds it: bytes in it that are no UTF-8 are spelled out."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to work in. If all goes well it becomes `out`, or its files go into the folder that is
-    there; otherwise it is gone and `out` is as it was."""
+    there; otherwise it is gone and `out` is as it was. An OSError names `out`."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name[:80]}.", suffix=".partial", dir=out.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{_start(out)}.", suffix=".partial", dir=out.parent))
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())
@@ -51,8 +98,17 @@ def staged_folder(out: Path) -> Iterator[Path]:
                     os.replace(path, target)
         else:
             staging.replace(out)
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(staging)):
+            error.filename, error.filename2 = str(out), None
+        raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _start(path: Path) -> str:
+    """The beginning of a file's name, in at most 80 bytes."""
+    return os.fsencode(path.name)[:80].decode(errors="ignore")
 
 
 def _umask() -> int:

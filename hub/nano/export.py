@@ -44,7 +44,7 @@ def export(run: Path, out: Path, image_size: int) -> None:
 
 
 def learn(out: Path, domain: str, data: Path, epochs: int, seed: int) -> None:
-    """Section 3.2 of the paper on nano: local loss, 8 vectors, Adam at 1e-3, towers frozen."""
+    """The training of the paper (section 2.5) on nano: local loss, 8 vectors, Adam at 1e-3, towers frozen."""
     pipe = Pipeline.from_pretrained(out, mode="fixed")
     samples = read_dataset(data, "mvtec")
     batches = list(encode_samples(pipe, samples))

@@ -39,7 +39,7 @@ from tipsomaly.cli.options import (
 from tipsomaly.detection import visualization
 from tipsomaly.detection.formats import FORMATS, Stems
 from tipsomaly.detection.result import Result
-from tipsomaly.detection.scoring import SIGMA
+from tipsomaly.detection.scoring import SIGMA, STRATEGIES
 from tipsomaly.errors import ImageError, printable
 
 
@@ -171,10 +171,7 @@ def compare(
         note = next(iter(results.values())).note
         print(json.dumps({"image": image, **({"note": note} if note else {}), **scores}))
     else:
-        print(
-            f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  "
-            + " ".join(f"{s:>6}" for s in ("S1", "S2", "S3", "S4", "S5"))
-        )
+        print(f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  " + " ".join(f"{s:>6}" for s in STRATEGIES))
         for mode, r in results.items():
             strategies = " ".join(f"{value:6.4f}" for value in r.strategies.values())
             print(f"{mode:<10} {r.score:7.4f} {r.global_score:7.4f} {r.local_score:7.4f}  {strategies}")

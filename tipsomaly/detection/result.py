@@ -34,7 +34,7 @@ class Result:
     """Scores and maps of one picture. Maps are made when asked for, from the small patch map."""
 
     object_score: float
-    """p_a(g_o): equation 1 for the object token; strategies S1 and S4 of table 2c."""
+    """p_a(g_o): equation 1 for the object token; strategies S1, S3 and S4 of table 2c."""
     global_score: float
     """p_a(g_s): equation 1 for the spatial token."""
     patch_map: np.ndarray = field(repr=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tipsomaly.errors import ModelError
+from tipsomaly.errors import FetchError
 from tipsomaly.models.catalogue import Source
 
 ATTEMPTS = 5
@@ -61,7 +61,7 @@ def fetch(sources: tuple[Source, ...], folder: Path, extra: float = 0) -> list[d
     """Bring `sources` into `folder`, where finished ones are kept and begun ones go on; returns url, size and sha256 of
     each. `extra` times their size must stay free on the disk beyond them.
 
-    Raises ModelError, in one line, for a server, a file or a disk that fails. Hold `lock` around it.
+    Raises FetchError, in one line, for a server, a file or a disk that fails. Hold `lock` around it.
     """
     remotes = [_head(source) for source in sources]
     with disk_errors(folder):
@@ -69,7 +69,7 @@ def fetch(sources: tuple[Source, ...], folder: Path, extra: float = 0) -> list[d
         needed = sum(r.missing(folder) for r in remotes) + extra * sum(r.size or 0 for r in remotes)
         free = shutil.disk_usage(folder).free
         if needed > free:
-            raise ModelError(
+            raise FetchError(
                 f"{folder}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; make room, or set "
                 "TIPSOMALY_CACHE to a folder on a larger disk"
             )
@@ -111,7 +111,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ModelError(f"{path}: cannot write there ({reason}); TIPSOMALY_CACHE names another folder") from None
+        where = error.filename or path
+        raise FetchError(f"{where}: cannot write there ({reason}); TIPSOMALY_CACHE names another folder") from None
 
 
 @contextmanager
@@ -126,7 +127,7 @@ def _network_errors() -> Iterator[None]:
 
 
 def _open(request: urllib.request.Request) -> HTTPResponse:
-    """The response, after as many tries as a busy server needs. Raises ModelError for an answer that is final."""
+    """The response, after as many tries as a busy server needs. Raises FetchError for an answer that is final."""
     for attempt in count():
         try:
             with _network_errors():
@@ -135,7 +136,7 @@ def _open(request: urllib.request.Request) -> HTTPResponse:
             error.close()
             busy = error.code == 429 or error.code >= 500
             if not busy or attempt + 1 == ATTEMPTS:
-                raise ModelError(f"{request.full_url}: the server answers {error.code} {error.reason}") from None
+                raise FetchError(f"{request.full_url}: the server answers {error.code} {error.reason}") from None
             time.sleep(retry_after(error.headers.get("Retry-After"), attempt))
 
 
@@ -145,7 +146,7 @@ def _head(source: Source) -> Remote:
         with _open(request) as response:
             headers = response.headers
     except _Cut as reason:
-        raise ModelError(f"{source.url}: cannot be reached ({reason}); it takes a network, once") from None
+        raise FetchError(f"{source.url}: cannot be reached ({reason}); it takes a network, once") from None
     size = headers.get("Content-Length", "")
     hashes = re.search(r"md5=([\w+/]+=*)", ",".join(headers.get_all("x-goog-hash", [])))
     md5 = base64.b64decode(hashes[1]).hex() if hashes else None
@@ -165,7 +166,7 @@ def _fetch(remote: Remote, folder: Path) -> dict[str, str | int]:
         before, have = have, _size(partial)
         failures = 0 if have > before else failures + 1
         if failures == ATTEMPTS:
-            raise ModelError(f"{remote.source.url}: {reason}, {have} bytes came and are kept; run again to go on")
+            raise FetchError(f"{remote.source.url}: {reason}, {have} bytes came and are kept; run again to go on")
         if remote.size is None or have < remote.size:
             time.sleep(retry_after(None, failures))
     whole = path if path.exists() else partial
@@ -217,7 +218,7 @@ def _check(remote: Remote, path: Path) -> str:
     ):
         if expected is not None and expected != found:
             path.unlink()
-            raise ModelError(
+            raise FetchError(
                 f"{remote.source.url}: its {what} is {found}, expected {expected}; deleted, please try again"
             )
     return sha256.hexdigest()

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tipsomaly.errors import ModelError, one_line
+from tipsomaly.errors import FetchError, one_line
 
 
 def find_token() -> str:
-    """The user's Hub token; ModelError, with the way to get one, where there is none."""
+    """The user's Hub token; FetchError, with the way to get one, where there is none."""
     from huggingface_hub import get_token
 
     if token := get_token():
         return token
-    raise ModelError(
+    raise FetchError(
         "no Hub token: make one with write access at https://huggingface.co/settings/tokens, then run `hf auth login` "
         "or set HF_TOKEN"
     )
@@ -29,7 +29,7 @@ def upload(
 ) -> str:
     """Publish `files` of a folder (all without it) as a Hub repository, made if it is not there; returns its address.
 
-    Raises ModelError, in one line, without a token or when the Hub refuses.
+    Raises FetchError, in one line, without a token or when the Hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -39,5 +39,5 @@ def upload(
         url = api.create_repo(repository, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
         api.upload_folder(repo_id=repository, folder_path=folder, repo_type=kind, allow_patterns=files)
     except Exception as error:  # as in _snapshot
-        raise ModelError(f"{repository}: the upload failed: {one_line(error)}") from None
+        raise FetchError(f"{repository}: the upload failed: {one_line(error)}") from None
     return str(url)

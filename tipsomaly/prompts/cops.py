@@ -29,8 +29,8 @@ from tipsomaly.models.tips import ImageTokens, LayerTokens
 from tipsomaly.prompts.losses import image_loss, local_loss, upsample
 from tipsomaly.prompts.method import Conditioned, PromptMethod, Recipe, TextEncoder, TrainingBatch, probabilities
 
-States = Literal["own", "exchanged", "learned"]
-Categories = Literal["prior", "posterior", "learned"]
+Ests = Literal["own", "exchanged", "off"]
+Icts = Literal["prior", "posterior", "off"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class CopsOptions:
     """Of the focal and the Dice losses in the total."""
     reconstruction_weight: float = 0.0
     """rho: of the reconstruction in the total; the released code has 0 for VisA and 1 for MVTec AD."""
-    states: States = "own"
+    ests: Ests = "own"
     """ESTS: what is added to the state vectors: the prototypes of their own state, as in the paper; of the other one,
     as in the released code; or nothing."""
-    categories: Categories = "prior"
+    icts: Icts = "prior"
     """ICTS: what is added to the category vectors: samples of the prior, the same for every picture, as in the released
     code; of the picture's posterior, as in the paper, which takes the encoder that a file lacks; or nothing."""
     saga: bool = True
@@ -75,7 +75,7 @@ class CopsOptions:
                 raise ValueError(f"CoPS: {name} must be from 0 to 1, not {value!r}")
         if not isinstance(self.sentence, str) or not 0 < len(self.sentence) <= 200:
             raise ValueError("CoPS: the sentence behind the vectors must have 1 to 200 characters")
-        for name, known in (("states", get_args(States)), ("categories", get_args(Categories))):
+        for name, known in (("ests", get_args(Ests)), ("icts", get_args(Icts))):
             if getattr(self, name) not in known:
                 raise ValueError(f"CoPS: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
@@ -177,8 +177,7 @@ class Cops(PromptMethod):
         """Shapes alone, on the meta device: `start` and `from_tensors` put the numbers there. Raises ValueError."""
         super().__init__()
         self.options, self.temperature, self.metadata = options, temperature, dict(metadata or {})
-        beta = options.beta if options.saga else 1.0
-        self.image_score = {"spatial": beta, "local": 1 - beta}
+        self.image_score = {"spatial": options.beta, "local": 1 - options.beta} if options.saga else {"spatial": 1.0}
         if not (0 < states <= rows - options.category_rows and text_tokens[1] <= rows <= 64):
             raise ValueError(f"CoPS: {rows} vectors (at most 64) cannot hold {states} states and the other parts")
         if not 0 < samples <= 256:
@@ -212,10 +211,11 @@ class Cops(PromptMethod):
         metadata: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Self:
-        """Small random numbers for M = `states`, R = `samples` and towers of these sizes. 8 text blocks, or as many as
-        there are after the first, are given text tokens. The other options are those of `CopsOptions`."""
+        """Small random numbers for M = `states` and R = `samples`. Up to 8 text blocks after the first are given text
+        tokens. The other options are those of `CopsOptions`; of a grid of few patches only 3 a side are averaged."""
         dim, blocks = config.text.dim, min(8, config.text.depth - 1)
-        chosen = CopsOptions(**{"heads": default_heads(dim), **options})
+        pool = 5 if config.vision.grid > 16 else 3
+        chosen = CopsOptions(**{"heads": default_heads(dim), "pool": pool, **options})
         method = cls(
             chosen,
             dim=dim,
@@ -309,9 +309,9 @@ class Cops(PromptMethod):
 
     def sample_categories(self, spatial: Tensor) -> Tensor:
         """ICTS: R vectors (1, R, D) for the category, or (B, R, D) if they are of the pictures' posteriors."""
-        if self.options.categories == "learned":
+        if self.options.icts == "off":
             return spatial.new_zeros(1, 1, spatial.shape[-1])
-        if self.options.categories == "posterior":
+        if self.options.icts == "posterior":
             return self.autoencode(spatial, self.noise)[0]
         return (self.categories if self.decoder is None else self.decoder(self.noise))[None]
 
@@ -325,8 +325,8 @@ class Cops(PromptMethod):
 
     def sentence_embeddings(self, encode: TextEncoder, states: Tensor, categories: Tensor) -> Tensor:
         """(B, 2, R, D) unit embeddings of the prompts with these states (B, 2, M, D) and categories (1 or B, R, D)."""
-        if self.options.states != "own":
-            states = states.flip(1) if self.options.states == "exchanged" else torch.zeros_like(states)
+        if self.options.ests != "own":
+            states = states.flip(1) if self.options.ests == "exchanged" else torch.zeros_like(states)
         batch, samples, count = len(states), categories.shape[1], (states.shape[2], self.options.category_rows)
         learned = torch.stack([self.normal, self.abnormal])[:, None]  # (2, 1, rows, D)
         context, state, category = learned.split([learned.shape[2] - sum(count), *count], dim=2)
@@ -352,7 +352,7 @@ class Cops(PromptMethod):
         patches, spatial = self.neighbourhood(batch.tokens.patches), batch.tokens.spatial.float()
         size = (batch.masks.shape[1], batch.masks.shape[2])
         states = self.synthesize_states(patches)
-        if self.options.categories == "learned":
+        if self.options.icts == "off":
             zero = spatial.new_zeros(())
             categories, kl, reconstruction = self.sample_categories(spatial), zero, zero
         else:

@@ -13,7 +13,7 @@ from tipsomaly.prompts.sentences import ENSEMBLES
 
 @dataclass(frozen=True, eq=False)
 class LearnedPrompts:
-    """The vectors of section 3.2: `normal` and `abnormal`, each (E, D) float32, put before class-agnostic sentences.
+    """The vectors of section 2.4: `normal` and `abnormal`, each (E, D) float32, put before class-agnostic sentences.
 
     `ensemble` says which sentences they were trained before. The paper writes the set {[Tn, "object"],
     [Ta, "damaged"], [Ta, "object"]}, here "paper"; the released code uses every sentence of a fixed ensemble for the

@@ -1,4 +1,4 @@
-"""The losses that prompt methods are trained with."""
+"""The losses that prompt methods are trained with (Tipsomaly: section 2.5)."""
 
 from functools import lru_cache
 

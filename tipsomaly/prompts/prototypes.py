@@ -1,4 +1,4 @@
-"""Sentences of a normal and an abnormal state -> two unit vectors."""
+"""Sentences of a normal and an abnormal state -> two unit vectors (sections 2.3 and 2.4)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Prompts and prototypes (section 3 of the paper): sentences of a normal and an abnormal state -> two unit vectors.
+"""Fixed prompts (section 2.3 of the paper): sentences of a normal and an abnormal state.
 
 Fixed prompts are sentences about the class and serve the image score; learned prompts are vectors put before
 class-agnostic sentences and serve the patch map.

@@ -1,4 +1,4 @@
-"""Which prompts make the prototypes (table 2a)."""
+"""Which prompts make the prototypes (table 2a, section 3.3)."""
 
 from typing import Literal
 

@@ -28,7 +28,7 @@ from tipsomaly.errors import DatasetError
 from tipsomaly.files import digest, write_atomically
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.studies.metrics import Metrics, PixelMetrics, dataset_mean, image_metrics
-from tipsomaly.studies.paper import Paper, paper_results
+from tipsomaly.studies.paper import MODEL, NOT_OURS, Paper, paper_results
 from tipsomaly.studies.tables import METRICS, digits, table
 
 AHEAD = 16
@@ -118,7 +118,7 @@ class Evaluation:
         )
         if self.paper:
             known = [self.paper.metrics.get(name, "-") for name in METRICS]
-            rows.append([f"{self.paper.name}: paper, TIPS-L/14-HR, not measured here", *known])
+            rows.append([f"{self.paper.name}: {MODEL}, decoupled, S5: {NOT_OURS}", *known])
         text += table(["class", *METRICS], rows)
         missing = [f"{name}: {', '.join(left_out[name])}" for name in METRICS if left_out[name]]
         return text + ("\nNot defined, and left out of the mean: " + "; ".join(missing) + ".\n" if missing else "")
@@ -213,7 +213,7 @@ def evaluate(
                 finish_first()
         while waiting:
             finish_first()
-    evaluation = Evaluation(tuple(results[name] for name in groups), settings, strategy, paper_results(samples, layout))
+    evaluation = Evaluation(tuple(results[name] for name in groups), settings, strategy, paper_results(samples))
     if output:
         evaluation.save(output)
     return evaluation

@@ -1,48 +1,76 @@
-"""What the paper reports, and which data that is of."""
+"""What the paper prints, read from paper.json beside this file, and which data it is of (table 3)."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from tipsomaly.data.samples import Sample
+from tipsomaly.names import clean_class_name
+from tipsomaly.studies.metrics import Metrics
 
-_MVTEC = "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
-_VISA = "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum"
+_CONTENT: Mapping[str, Any] = json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
 
+SOURCE: str = _CONTENT["source"]
+MODEL: str = _CONTENT["model"]
+"""The backbone of all tables but 8 and 9."""
+NOTES: Mapping[str, str] = _CONTENT["notes"]
+"""What to know when a table is compared with ours, by its number."""
+DATA_SETS: Mapping[str, Mapping[str, Any]] = _CONTENT["data_sets"]
+"""Table 3, in the order of table 1: domain, categories, pictures of the test split."""
+OURS = "Tipsomaly"
+"""The paper's own method among the rows of table 1."""
+NOT_OURS = "paper, not measured here"
 
-PAPER_SOURCE = "https://www.wizwand.com/paper/6982d2baa8b01e76cc8e969f"
-PAPER_QUOTATION = "https://github.com/Parsagh05/backbone_eval"
+_COLUMNS = {
+    "image": ("image_auroc", "image_ap", "image_f1max"),
+    "pixel": ("pixel_auroc", "aupro_200", "pixel_f1max"),
+}
 
 
 @dataclass(frozen=True)
 class Paper:
-    """What the paper reports for a data set with TIPS-L/14-HR: means over its classes."""
+    """What the paper reports for a data set: decoupled prompts, S5, means over its classes."""
 
     name: str
-    metrics: Mapping[str, float]
-    """Those that are known here, in [0, 1], from the listing of arXiv 2602.03594 at PAPER_SOURCE; those of MVTec AD but
-    for the image AUROC from a quotation of the paper in docs/provenance_note.md of PAPER_QUOTATION. The AUPRO is
-    what the authors' code computes, our `aupro_200`."""
-    layout: str | None = None
-    """A layout that no other data of as many classes has; otherwise the names of the classes tell."""
-    classes: int | frozenset[str] = 0
+    metrics: Mapping[str, float | None]
+    """In [0, 1]. The AUPRO is what the released code computes, our `aupro_200`."""
 
 
-_MVTEC_METRICS = {
-    **{"image_auroc": 0.934, "image_ap": 0.961, "image_f1max": 0.929},
-    **{"pixel_auroc": 0.909, "pixel_f1max": 0.438, "aupro_200": 0.840},
-}
-PAPER = (
-    Paper("MVTec AD", _MVTEC_METRICS, classes=frozenset(_MVTEC.split())),
-    Paper("VisA", {"image_auroc": 0.877, "pixel_auroc": 0.959}, classes=frozenset(_VISA.split())),
-    Paper("BTAD", {"image_auroc": 0.950}, "btad", 3),
-    Paper("DAGM", {"image_auroc": 0.997}, "dagm", 10),
-    Paper("DTD-Synthetic", {"image_auroc": 0.994, "pixel_auroc": 0.993}, "dtd", 12),
-    Paper("HeadCT", {"image_auroc": 0.927}, "headct", 1),
-    Paper("KSDD", {"image_auroc": 0.978, "pixel_auroc": 0.995}, "sdd", 1),
-)
+def published(table: str, data_set: str) -> dict[str, Metrics]:
+    """The rows of a table ("1" to "9") for a data set of DATA_SETS or an average of table 1: metrics in [0, 1] by the
+    row's name; nothing if the table has no such data set."""
+    rows = _CONTENT["tables"][table].get(data_set, {})
+    return {
+        row: {
+            metric: round(number / 100, 6)
+            for level, numbers in levels.items()
+            for metric, number in zip(_COLUMNS[level], numbers, strict=False)
+        }
+        for row, levels in rows.items()
+    }
 
 
-def paper_results(samples: Sequence[Sample], layout: str | None = None) -> Paper | None:
-    """The paper's numbers for a data set, if all its classes are here and its numbers are known."""
-    classes = frozenset(sample.class_name for sample in samples)
-    return next((p for p in PAPER if classes == p.classes or (p.layout, p.classes) == (layout, len(classes))), None)
+def paper_data_set(samples: Sequence[Sample]) -> str | None:
+    """The name of the paper's data set that these samples are, by the counts of table 3; one of a single class must
+    also be called by one of its words, as a hundred pictures of each kind are found elsewhere, too."""
+    classes = {sample.class_name for sample in samples}
+    anomalous = sum(sample.label for sample in samples)
+    counts = (len(classes), len(samples) - anomalous, anomalous)
+    words = {clean_class_name(name).lower() for name in classes}
+    for name, known in DATA_SETS.items():
+        if counts == tuple(known[key] for key in ("categories", "normal", "anomalous")):
+            return name if words <= set(known.get("words", words)) else None
+    return None
+
+
+def paper_results(samples: Sequence[Sample]) -> Paper | None:
+    """The paper's numbers for a data set, if it is one of the paper's, with all of its pictures."""
+    name = paper_data_set(samples)
+    return Paper(name, published("1", name)[OURS]) if name else None
+
+
+def trained_on(data_set: str | None) -> str:
+    """The released prompts that the paper tests a data set with: never those that were trained on it."""
+    return "visa" if data_set == "MVTec AD" else "mvtec"

@@ -1,4 +1,4 @@
-"""Learning prompts (section 3.2 of the paper): two sets of vectors, trained with a local loss against frozen towers.
+"""Learning prompts (sections 2.4, 2.5 of the paper): two sets of vectors, trained with a local loss, frozen towers.
 
 The towers are frozen and nothing is augmented, so a picture's tokens never change: they are computed once, and an
 epoch touches only the text tower.
