@@ -3,11 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from tipsomaly.data.layouts import LAYOUTS, domain, find_layout, read_dataset
+from tipsomaly.data.layouts import LAYOUTS, find_layout, read_dataset
 from tipsomaly.data.masks import load_mask
-from tipsomaly.data.samples import Sample
+from tipsomaly.data.samples import Sample, by_class
+from tipsomaly.data.words import call, domain
 from tipsomaly.errors import DatasetError
 
 SIZE = (10, 14)
@@ -186,7 +189,7 @@ TREES = [
         None,
     ),
     (dagm, "x", "dagm", [("Class1", "good", "Class1/Test/0003.PNG"), ("Class1", "defect", "Class1/Test/0004.PNG")], 2),
-    (isic, "x", "isic", [("skin", "lesion", "ISBI2016_ISIC_Part1_Test_Data/ISIC_0000003.jpg")], 1),
+    (isic, "x", "isic", [("isic", "lesion", "ISBI2016_ISIC_Part1_Test_Data/ISIC_0000003.jpg")], 1),
     (
         polyps,
         "CVC-ColonDB",
@@ -197,19 +200,19 @@ TREES = [
     (
         clinicdb,
         "CVC-ClinicDB",
-        "colondb",
-        [("colon", "polyp", "Original/1.tif"), ("colon", "polyp", "Original/2.tif")],
+        "clinicdb",
+        [("ClinicDB", "polyp", "Original/1.tif"), ("ClinicDB", "polyp", "Original/2.tif")],
         None,
     ),
-    (tn3k, "x", "tn3k", [("thyroid", "nodule", "test-image/0000.jpg")], 1),
+    (tn3k, "x", "tn3k", [("tn3k", "nodule", "test-image/0000.jpg")], 1),
     (
         headct,
         "x",
         "headct",
-        [("brain", "hemorrhage", "head_ct/head_ct/000.png"), ("brain", "good", "head_ct/head_ct/001.png")],
+        [("headct", "hemorrhage", "head_ct/head_ct/000.png"), ("headct", "good", "head_ct/head_ct/001.png")],
         None,
     ),
-    (yes_no, "Br35H", "brainmri", [("brain", "good", "no/1 no.jpeg"), ("brain", "tumor", "yes/Y1.jpg")], None),
+    (yes_no, "Br35H-brain", "br35h", [("br35h", "good", "no/1 no.jpeg"), ("br35h", "tumor", "yes/Y1.jpg")], None),
     (
         folder,
         "x",
@@ -217,7 +220,7 @@ TREES = [
         [("object", "dent", "dent/c.png"), ("object", "good", "good/a.png"), ("object", "scratch", "scratch/b.png")],
         None,
     ),
-    (meta, "x", "meta", [("isic", "bad", "isic/test/bad/b.jpg"), ("isic", "good", "isic/test/good/a.png")], 1),
+    (meta, "x", "meta", [("isic", "good", "isic/test/good/a.png"), ("isic", "bad", "isic/test/bad/b.jpg")], 1),
 ]
 MASKLESS = (headct, yes_no)
 each_tree = pytest.mark.parametrize(
@@ -290,7 +293,7 @@ def test_a_data_set_may_lie_alone_in_a_folder(tmp_path):
 
 
 def test_folders_that_could_be_anything_must_be_named(tmp_path):
-    with pytest.raises(DatasetError, match="could be brainmri, br35h, or something else: name the layout"):
+    with pytest.raises(DatasetError, match="could be br35h, brainmri, or something else: name the layout"):
         read_dataset(yes_no(tmp_path / "a"))
     with pytest.raises(DatasetError, match="could be colondb, clinicdb, or something else: name the layout"):
         read_dataset(polyps(tmp_path / "b"))
@@ -339,9 +342,27 @@ def test_meta_json_in_the_spelling_of_anomalyclip(tmp_path):
         item["specie_name"] = ""
     write(root / "meta.json", json.dumps({"Train": {}, "Test": content["test"]}))
     assert [(s.image, s.defect) for s in read_dataset(root)] == [
-        (root / "isic/test/bad/b.jpg", "anomaly"),
         (root / "isic/test/good/a.png", "good"),
+        (root / "isic/test/bad/b.jpg", "anomaly"),
     ]
+
+
+def test_the_order_of_meta_json_is_kept(tmp_path):
+    root = meta(tmp_path)
+    content = json.loads((root / "meta.json").read_text())
+    content["test"]["isic"] *= 2
+    content["test"]["isic"].reverse()
+    write(root / "meta.json", json.dumps(content))
+    samples = read_dataset(root)
+    assert [s.label for s in samples] == [1, 0, 1, 0]
+    assert by_class(samples) == {"isic": samples}
+
+
+def test_classes_can_be_called_by_other_words(tmp_path):
+    samples = call(read_dataset(mvtec(tmp_path)), {"metal_nut": "steel nut"})
+    assert {(s.class_name, s.called) for s in samples} == {("bottle", "bottle"), ("metal_nut", "steel nut")}
+    with pytest.raises(DatasetError, match="words for cable, but the classes are bottle, metal_nut"):
+        call(samples, {"cable": "wire"})
 
 
 def test_classes_can_be_chosen(tmp_path):
@@ -614,12 +635,27 @@ def test_a_black_mask_is_empty(tmp_path):
     assert not load_mask(sample).any()
 
 
-def test_masks_are_resized_by_nearest_neighbour(tmp_path):
-    sample = Sample(draw(tmp_path / "a.png"), draw(tmp_path / "m.png", SPOT * 255), "x", "cut", 1)
-    double = load_mask(sample, (20, 28))
-    np.testing.assert_array_equal(double, SPOT.repeat(2, 0).repeat(2, 1) > 0)
-    assert load_mask(sample, SIZE).shape == SIZE
+def test_masks_are_resized_as_torchvision_does_and_cut_at_one_half(tmp_path):
+    random = np.random.default_rng(0)
+    mask = (random.random((60, 91)) > 0.4).astype(np.uint8) * 255
+    sample = Sample(draw(tmp_path / "a.png", mask), draw(tmp_path / "m.png", mask), "x", "cut", 1)
+    pixels = torch.from_numpy(mask)[None, None].float() / 255
+    for size in ((21, 35), (120, 200)):
+        smooth = F.interpolate(pixels, size, mode="bilinear", antialias=True)[0, 0].numpy()
+        clear = np.abs(smooth - 0.5) > 0.01  # PIL rounds to 256 steps, twice
+        np.testing.assert_array_equal(load_mask(sample, size)[clear], (smooth > 0.5)[clear])
+        assert clear.mean() > 0.9
+    np.testing.assert_array_equal(load_mask(sample, (60, 91)), mask > 0)
     assert load_mask(Sample(sample.image, None, "x", "good", 0), (3, 5)).shape == (3, 5)
+
+
+def test_a_scratch_of_one_pixel_in_a_large_picture_leaves_no_crumbs(tmp_path):
+    mask = np.zeros((1000, 1500), np.uint8)
+    rows = np.arange(100, 900)
+    mask[rows, rows + 300] = 255
+    sample = Sample(draw(tmp_path / "a.png", mask), draw(tmp_path / "m.png", mask), "x", "scratch", 1)
+    assert load_mask(sample).sum() == 800
+    assert not load_mask(sample, (518, 518)).any()
 
 
 def test_the_mask_of_a_turned_picture_is_upright(tmp_path):

@@ -10,11 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import typer
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tipsomaly import Pipeline
+from tipsomaly.cli.options import class_words
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.masks import load_mask
+from tipsomaly.data.words import call
 from tipsomaly.detection import scoring
 from tipsomaly.errors import ImageError
 from tipsomaly.studies.evaluation import Variant, evaluate, score_class
@@ -217,6 +220,31 @@ def test_what_cannot_be_evaluated_is_named(pipe, samples, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match="broken.png"):
         evaluate(pipe, [samples[0], replace(samples[0], image=tmp_path / "broken.png")])
+
+
+def test_other_words_for_a_class_make_other_sentences(pipe, samples, evaluation):
+    felt = call(samples[:7], {"felt": "wool"})
+    [result] = evaluate(pipe, felt).classes
+    assert result.class_name == "felt"
+    assert result.pictures[0].global_score == pytest.approx(pipe(felt[0].image, "wool").global_score, abs=1e-5)
+    assert result.pictures[0].global_score != evaluation.classes[0].pictures[0].global_score
+    assert result.pixels == evaluation.classes[0].pixels
+
+
+@pytest.mark.parametrize("text", ["felt", "a=b=c", "felt=", "{", "x.json"])
+def test_odd_words_for_classes_are_refused(tmp_path, monkeypatch, text, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.json").write_text('{"felt": 3}')
+    with pytest.raises(typer.Exit) as caught:
+        class_words(text)
+    assert caught.value.exit_code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_words_for_classes_are_read(tmp_path):
+    (tmp_path / "w.json").write_text('{"01": "floor tile"}')
+    assert class_words(str(tmp_path / "w.json")) == {"01": "floor tile"}
+    assert class_words("01=floor_tile, 02=wood") == {"01": "floor tile", "02": "wood"}
 
 
 def test_the_command(golden, drawn, tmp_path, evaluation):

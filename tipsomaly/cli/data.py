@@ -11,6 +11,7 @@ from tipsomaly.cli.options import (
     AspectOption,
     BatchOption,
     ClassesOption,
+    ClassNamesOption,
     ClassOption,
     DataDomainOption,
     DeviceOption,
@@ -60,6 +61,7 @@ def evaluate(
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
     classes: ClassesOption = None,
+    class_names: ClassNamesOption = None,
     layout: LayoutOption = None,
     split: SplitOption = Split.test,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("results"),
@@ -79,7 +81,7 @@ def evaluate(
     from tipsomaly.studies.worst import save_worst
 
     chosen = choose_formats(formats, output)
-    samples, layout_name, domain = read_samples(root, layout, split, classes, domain)
+    samples, layout_name, domain = read_samples(root, layout, split, classes, domain, class_names)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
     evaluation = evaluate_samples(
         pipe,
@@ -204,6 +206,7 @@ def ablate(
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
     classes: ClassesOption = None,
+    class_names: ClassNamesOption = None,
     layout: LayoutOption = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the trained prompts.")] = 2,
     seed: int = 111,
@@ -218,7 +221,7 @@ def ablate(
     """
     from tipsomaly.studies import ablation
 
-    samples, _, domain = read_samples(root, layout, Split.test, classes, domain)
+    samples, _, domain = read_samples(root, layout, Split.test, classes, domain, class_names)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, sigma=sigma)
     train_samples = read_dataset(train_root) if train_root else None
     known = {sample.image.resolve() for sample in train_samples or ()}

@@ -1,6 +1,7 @@
 """Options that several commands share, each written once."""
 
 import glob
+import json
 import sys
 from enum import Enum
 from pathlib import Path
@@ -10,13 +11,14 @@ import typer
 
 from tipsomaly.data.images import SUFFIXES
 from tipsomaly.data.layouts import LAYOUTS, find_layout, read_dataset
-from tipsomaly.data.layouts import domain as domain_of
 from tipsomaly.data.samples import Sample
+from tipsomaly.data.words import call
+from tipsomaly.data.words import domain as domain_of
 from tipsomaly.detection.formats import FORMATS
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
 from tipsomaly.detection.tiling import SMALLEST
-from tipsomaly.errors import printable
+from tipsomaly.errors import one_line, printable
 from tipsomaly.models.device import DTYPES
 from tipsomaly.names import clean_class_name
 from tipsomaly.prompts.sentences import ENSEMBLES
@@ -80,6 +82,12 @@ RootArgument = Annotated[Path, typer.Argument(help="The folder of a data set.")]
 LayoutOption = Annotated[LayoutName | None, typer.Option(help="How the data set lies on disk; default: recognised.")]
 SplitOption = Annotated[Split, typer.Option(help="The paper also trains on the test split, of another data set.")]
 ClassesOption = Annotated[list[str] | None, typer.Option("--class", help="Only this class of it; may be repeated.")]
+ClassNamesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|A=B,...", help="Words for classes in the sentences: 01=floor tile,02=wood, or a .json of them."
+    ),
+]
 DataDomainOption = Annotated[Domain | None, typer.Option(help="Default: industrial or medical, after the classes.")]
 OutputOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.")]
 
@@ -127,15 +135,36 @@ def load_pipeline(
 
 
 def read_samples(
-    root: Path, layout: LayoutName | None, split: Split, classes: list[str] | None, domain: Domain | None
+    root: Path,
+    layout: LayoutName | None,
+    split: Split,
+    classes: list[str] | None,
+    domain: Domain | None,
+    class_names: str | None = None,
 ) -> tuple[list[Sample], str, Domain]:
     """The samples of a data set, the name of its layout, and the domain of its classes if none is given."""
     name = find_layout(root, layout and layout.value)[0]
-    samples = read_dataset(root, name, split.value, classes)
+    samples = call(read_dataset(root, name, split.value, classes), class_words(class_names))
     domains = {domain_of(sample.class_name) for sample in samples}
     if domain is None and len(domains) > 1:
         fail("some of these classes are medical and some industrial: choose with --class, or name the --domain", 2)
     return samples, name, domain or Domain(domains.pop())
+
+
+def class_words(text: str | None) -> dict[str, str]:
+    """Words by class, from `01=floor tile,02=wood` or a JSON file {"01": "floor tile"}."""
+    if text is None:
+        return {}
+    try:
+        if text.endswith(".json"):
+            words = dict(json.loads(Path(text).read_text(encoding="utf-8")))
+        else:
+            words = dict(part.split("=") for part in text.split(","))
+        return {name.strip(): clean_class_name(called) for name, called in words.items()}
+    except OSError:
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        fail(f'--class-names: neither A=words,B=words nor a .json file {{"A": "words"}} ({one_line(error)})', 2)
 
 
 def find_pictures(patterns: list[str]) -> list[Path]:

@@ -13,18 +13,12 @@ from tipsomaly.data.images import MAX_PIXELS, SUFFIXES
 from tipsomaly.data.masks import check_sizes, mask_pixels
 from tipsomaly.data.samples import Sample
 from tipsomaly.errors import DatasetError, one_line, printable
-from tipsomaly.names import clean_class_name
 
 NORMAL = frozenset(("good", "ok"))
 """Folders of normal pictures; any other folder is named after a defect."""
 
 MASK_ENDINGS = ("_mask", "", "_label", "_segmentation")
 """A mask has the name of its picture and one of these, and any suffix."""
-
-MEDICAL = frozenset(
-    ("brain", "brain mri", "br35h", "clinicdb", "colon", "colondb", "headct", "isic", "skin", "thyroid", "tn3k")
-)
-"""Classes of the seven medical data sets: the words used here, and those of AdaCLIP's and Tipsomaly's `meta.json`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,8 @@ class Layout:
     masks: bool = False
     """Every defective picture has a mask. Otherwise either all have one or none has."""
     splits: tuple[str, ...] = ("test",)
+    ordered: bool = False
+    """Its own order is kept."""
     hints: tuple[str, ...] = ()
     """Other data looks like this, too: only in a folder with one of these in its name it is recognised by itself."""
 
@@ -51,7 +47,8 @@ class Layout:
 def read_dataset(
     root: str | Path, layout: str | None = None, split: str = "test", classes: Sequence[str] | None = None
 ) -> list[Sample]:
-    """The samples of a data set, sorted by class and path.
+    """The samples of a data set, sorted by class and path; those of a meta.json in its order, which the
+    paper's authors train in.
 
     layout: a key of LAYOUTS; recognised by itself if not given. The data set may lie alone in a folder in `root`.
     split: "test", on which the paper also trains prompts (for other data sets: it has defects), or "train".
@@ -65,7 +62,9 @@ def read_dataset(
         if split not in known.splits:
             splits = " and ".join(known.splits)
             raise DatasetError(f"{printable(root)}: the layout {name} has no split {split!r}, only {splits}")
-        samples = sorted(known.read(folder, split), key=lambda sample: (sample.class_name, sample.image.as_posix()))
+        samples = list(known.read(folder, split))
+        if not known.ordered:
+            samples.sort(key=lambda sample: (sample.class_name, sample.image.as_posix()))
     except OSError as error:
         raise DatasetError(f"{printable(error.filename or root)}: {error.strerror or error}") from None
     if not samples:
@@ -109,11 +108,6 @@ def find_layout(root: str | Path, layout: str | None = None) -> tuple[str, Path]
     raise DatasetError(f"{printable(root)}: no known layout; looked for {looked_for}")
 
 
-def domain(class_name: str) -> str:
-    """The prompts for a class: "medical" for those of the medical data sets, "industrial" for any other."""
-    return "medical" if clean_class_name(class_name).lower() in MEDICAL else "industrial"
-
-
 def _read_meta(root: Path, split: str) -> Iterator[Sample]:
     path = root / "meta.json"
     try:
@@ -138,7 +132,7 @@ def _read_visa(root: Path, split: str) -> Iterator[Sample]:
 def _read_headct(root: Path, split: str) -> Iterator[Sample]:
     path, folder = root / "labels.csv", _unwrapped(root / "head_ct")
     for row in _rows(path, ("id", "hemorrhage")):
-        yield _listed(folder, path, f"{row['id']:0>3}.png", None, "brain", "hemorrhage", row["hemorrhage"])
+        yield _listed(folder, path, f"{row['id']:0>3}.png", None, "headct", "hemorrhage", row["hemorrhage"])
 
 
 def _read_dagm(root: Path, split: str) -> Iterator[Sample]:
@@ -188,9 +182,9 @@ def _read_folder(root: Path, split: str) -> Iterator[Sample]:
             yield from _samples(group, "object", (inner or stores or [None])[0])
 
 
-def _read_yes_no(root: Path, split: str) -> Iterator[Sample]:
-    yield from _samples(root / "no", "brain", defect="good")
-    yield from _samples(root / "yes", "brain", defect="tumor")
+def _read_yes_no(class_name: str, root: Path, split: str) -> Iterator[Sample]:
+    yield from _samples(root / "no", class_name, defect="good")
+    yield from _samples(root / "yes", class_name, defect="tumor")
 
 
 def _read_pairs(
@@ -310,11 +304,20 @@ def _name(folder: Path) -> str:
     return os.path.basename(os.path.abspath(folder))  # "." has a name, too
 
 
+def _yes_no(class_name: str, *hints: str) -> Layout:
+    return Layout("yes/, no/", (("yes/", "no/"),), partial(_read_yes_no, class_name), hints=hints)
+
+
+def _polyps(class_name: str, *hints: str) -> Layout:
+    folders = (("images", "masks"), ("Original", "Ground Truth"), ("PNG/Original", "PNG/Ground Truth"))
+    return _pairs(class_name, "polyp", hints, test=folders)
+
+
 def _pairs(class_name: str, defect: str, hints: tuple[str, ...] = (), **pairs: tuple[tuple[str, str], ...]) -> Layout:
     """Pictures in one folder, all defective, and their masks in another: `pairs` of these folders by split."""
     signs = tuple(pair for split in pairs.values() for pair in split)
     tree = " or ".join(f"{images}/ with {masks}/" for images, masks in signs)
-    return Layout(tree, signs, partial(_read_pairs, pairs, class_name, defect), True, tuple(pairs), hints)
+    return Layout(tree, signs, partial(_read_pairs, pairs, class_name, defect), True, tuple(pairs), hints=hints)
 
 
 _BOTH = ("test", "train")
@@ -324,13 +327,6 @@ _MVTEC = Layout(
     _read_mvtec,
     splits=_BOTH,
 )
-_POLYPS = _pairs(
-    "colon",
-    "polyp",
-    ("colon", "clinic", "cvc"),
-    test=(("images", "masks"), ("Original", "Ground Truth"), ("PNG/Original", "PNG/Ground Truth")),
-)
-_YES_NO = Layout("yes/, no/", (("yes/", "no/"),), _read_yes_no, hints=("brain", "br35", "mri", "tumor"))
 _ISIC = "ISBI2016_ISIC_Part1_"
 
 LAYOUTS: dict[str, Layout] = {
@@ -339,6 +335,7 @@ LAYOUTS: dict[str, Layout] = {
         (("meta.json",),),
         _read_meta,
         splits=_BOTH,
+        ordered=True,
     ),
     "visa": Layout(
         "split_csv/1cls.csv, CLASS/Data/Images/{Normal,Anomaly}/, CLASS/Data/Masks/Anomaly/",
@@ -366,23 +363,22 @@ LAYOUTS: dict[str, Layout] = {
     "mpdd": _MVTEC,
     "dtd": _MVTEC,
     "isic": _pairs(
-        "skin",
+        "isic",
         "lesion",
         test=((f"{_ISIC}Test_Data", f"{_ISIC}Test_GroundTruth"),),
         train=((f"{_ISIC}Training_Data", f"{_ISIC}Training_GroundTruth"),),
     ),
-    "tn3k": _pairs(
-        "thyroid", "nodule", test=(("test-image", "test-mask"),), train=(("trainval-image", "trainval-mask"),)
-    ),
-    "colondb": _POLYPS,
-    "clinicdb": _POLYPS,
+    "tn3k": _pairs("tn3k", "nodule", test=(("test-image", "test-mask"),), train=(("trainval-image", "trainval-mask"),)),
+    "colondb": _polyps("colon", "colon"),
+    "clinicdb": _polyps("ClinicDB", "clinic"),
     "headct": Layout("labels.csv with id and hemorrhage, head_ct/NNN.png", (("labels.csv", "head_ct/"),), _read_headct),
-    "brainmri": _YES_NO,
-    "br35h": _YES_NO,
+    "br35h": _yes_no("br35h", "br35"),
+    "brainmri": _yes_no("brain_mri", "brain", "mri", "tumor"),
     "folder": Layout(
         "good/, any other folder for a defect, masks if there are some in ground_truth/DEFECT/ or masks/DEFECT/",
         (("good/",),),
         _read_folder,
     ),
 }
-"""Every layout by name, in the order in which they are tried. A plain folder holds pictures of the class "object"."""
+"""Every layout by name, in the order in which they are tried. A plain folder holds pictures of the class "object". The
+medical data sets, of one class each, are called what their classes are in the authors' code."""

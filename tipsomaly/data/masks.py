@@ -16,7 +16,10 @@ LARGEST_NUMBER = 31
 
 
 def load_mask(sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray:
-    """bool (height, width): where a picture is defective, at its own size or resized to `size` by nearest neighbour.
+    """bool (height, width): where a picture is defective, at its own size or at `size`.
+
+    Resized as by the paper's authors: bilinearly with antialiasing, then above one half. A scratch that is much thinner
+    than a pixel of `size` vanishes, where nearest neighbour would leave dots, each a region of its own to AUPRO.
 
     False everywhere for a normal picture. DatasetError for a mask that is missing, damaged or of another size than its
     picture.
@@ -29,7 +32,8 @@ def load_mask(sample: Sample, size: tuple[int, int] | None = None) -> np.ndarray
     mask = mask_pixels(sample.mask, MAX_PIXELS)
     if size is None or mask.shape == tuple(size):
         return mask
-    return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(grey.resize((size[1], size[0]), Image.Resampling.BILINEAR)) > 127
 
 
 def check_sizes(image: Path, mask: Path) -> None:

@@ -20,10 +20,17 @@ class Sample:
     """"good" for a normal picture."""
     label: int
     """1 for a defective picture, 0 for a normal one."""
+    words: str | None = None
+    """What the fixed sentences call it, if not by the name of its class."""
+
+    @property
+    def called(self) -> str:
+        """The words for it in the fixed sentences."""
+        return self.words or self.class_name
 
 
 def by_class(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Samples by class, both in order."""
+    """Samples by class: classes sorted, the samples of each in the order in which they are given."""
     groups = groupby(sorted(samples, key=attrgetter("class_name")), attrgetter("class_name"))
     return {name: list(group) for name, group in groups}
 
@@ -37,4 +44,4 @@ def states(samples: Iterable["Sample"]) -> list[list[object]]:
         stat = path.stat()
         return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
 
-    return [[s.class_name, s.defect, s.label, state(s.image), state(s.mask)] for s in samples]
+    return [[s.class_name, s.words, s.defect, s.label, state(s.image), state(s.mask)] for s in samples]

@@ -169,7 +169,7 @@ def evaluate(
     layout: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """The metrics of a data set: pixels at the pipeline's input size, masks resized to it by nearest neighbour.
+    """The metrics of a data set: pixels at the pipeline's input size, masks resized to it (`load_mask`).
 
     With `output` a finished class is a file in its folder `classes`, used again by the next call if weights, prompts,
     options and the data set's files (sizes and times) are the same; the results are written beside. `layout` is the
@@ -197,7 +197,7 @@ def evaluate(
         for class_name, group in groups.items():
             bar.set_description(class_name)
             slug = re.sub(r"\W+", "_", class_name)[:60]
-            key = digest(["classes-v1", settings, states(group)])
+            key = digest(["classes-v3", settings, states(group)])
             store = output / "classes" / f"{slug}-{key[:16]}.json" if output else None
             if store and store.is_file():
                 results[class_name] = ClassResult.from_json(store, group)
@@ -229,7 +229,7 @@ def score_class(
     temperature, size = first.tips.config.temperature, first.image_size
     depth = first.tips.config.vision.depth
     layers = sorted({depth - 1, *(variant.layer % depth for variant in variants)})
-    pairs = [variant.pipeline.prototypes(class_name) for variant in variants]
+    pairs = [variant.pipeline.prototypes(samples[0].called) for variant in variants]
     # Variants of the same layer and local prototypes have the same map, which is made and measured once.
     keys = [(v.layer % depth, local.cpu().numpy().tobytes()) for v, (_, local) in zip(variants, pairs, strict=True)]
     local_prototypes = {key: local for key, (_, local) in zip(keys, pairs, strict=True)}

@@ -205,7 +205,7 @@ class Features(Sequence[TrainingBatch]):
         self.nbytes = len(samples) * (tokens * dim * self._dtype.itemsize + height * width)
         settings = pipeline.settings()
         self.key = digest(
-            ["features-v1", [settings[k] for k in ("dtype", "model", "image_size")], batch_size, states(samples)]
+            ["features-v2", [settings[k] for k in ("dtype", "model", "image_size")], batch_size, states(samples)]
         )
         self._folder = Path(cache) / self.key[:16] if cache else None
         if progress:

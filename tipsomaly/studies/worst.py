@@ -31,7 +31,7 @@ def save_worst(
     for kind, ranked in kinds.items():
         for rank, (class_name, picture, _) in enumerate(ranked[:count], 1):
             sample = known[picture.image]
-            result = pipeline(sample.image, class_name)
+            result = pipeline(sample.image, sample.called)
             drawn = [result.image, result.overlay()]
             if sample.mask:
                 drawn = [visualization.contours(image, load_mask(sample)) for image in drawn]
