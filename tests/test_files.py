@@ -1,29 +1,17 @@
 """Files are whole or not there, on a full disk and with two writers, too."""
 
 import json
-import resource
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from full_disk import files_of_at_most
 from PIL import Image
 
 from tipsomaly.errors import FetchError, TipsomalyError
 from tipsomaly.files import file_name, only_writer, staged_folder, to_json, whole_file, write_atomically
-
-
-@contextmanager
-def files_of_at_most(size):
-    """For this process files end at so many bytes, as they do on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,14 @@ from torch import Tensor
 from tipsomaly.errors import FetchError, TipsomalyError, printable
 
 
+def expand(path: str | Path) -> Path:
+    """`~` and `~user` as their folders; a user that there is not stays as it is written."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 class Writer:
     """What has only `write`. Given a whole file, numpy and PIL would write to it below Python, and then say of a full
     disk no more than that something failed."""

@@ -25,7 +25,9 @@ from tipsomaly.cli.options import (
     ModelOption,
     ModeOption,
     Objective,
+    OutputOption,
     OverlapOption,
+    PromptsFileOption,
     PromptsOption,
     RootArgument,
     Sentences,
@@ -40,6 +42,7 @@ from tipsomaly.cli.options import (
     fail,
     find_pictures,
     load_pipeline,
+    not_empty,
     read_samples,
 )
 from tipsomaly.data.layouts import read_dataset
@@ -64,7 +67,7 @@ def evaluate(
     class_names: ClassNamesOption = None,
     layout: LayoutOption = None,
     split: SplitOption = Split.test,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("results"),
+    output: OutputOption = Path("results"),
     worst: Annotated[int, typer.Option(min=0, metavar="N", help="Draw the N worst mistakes of each kind.")] = 0,
     formats: FormatsOption = None,
     batch_size: BatchOption = 16,
@@ -107,7 +110,7 @@ def evaluate(
 @app.command()
 def train(
     root: RootArgument,
-    output: Annotated[Path, typer.Option(metavar="OUT.safetensors", help="Where the prompts go.")],
+    output: PromptsFileOption,
     model: ModelOption = "nano",
     objective: Annotated[Objective, typer.Option(help="Loss; the paper's is local.")] = Objective.local,
     tokens: Annotated[int, typer.Option(min=1, max=16, help="Learned vectors a state.")] = 8,
@@ -157,7 +160,7 @@ def train(
 
 @app.command()
 def calibrate(
-    normals: Annotated[list[str], typer.Argument(help="Normal pictures: files, folders or globs.")],
+    normals: Annotated[list[str], typer.Argument(help="Normal pictures: files, folders or globs.", callback=not_empty)],
     target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
@@ -169,7 +172,7 @@ def calibrate(
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for calibration.json.")] = Path("."),
+    output: OutputOption = Path("."),
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
@@ -210,7 +213,7 @@ def ablate(
     layout: LayoutOption = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the trained prompts.")] = 2,
     seed: int = 111,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tables and figures.")] = Path("results"),
+    output: OutputOption = Path("results"),
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,

@@ -1,15 +1,16 @@
 """`tipsomaly detect` and `compare`: pictures."""
 
-import json
 import sys
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
 
 from tipsomaly.cli.options import (
+    OUTPUT,
     AspectOption,
     BatchOption,
     ClassOption,
@@ -23,7 +24,6 @@ from tipsomaly.cli.options import (
     Mode,
     ModelOption,
     ModeOption,
-    OutputOption,
     OverlapOption,
     PromptsOption,
     SigmaOption,
@@ -33,19 +33,26 @@ from tipsomaly.cli.options import (
     choose_formats,
     fail,
     find_pictures,
+    folder_path,
     load_pipeline,
     matches,
+    not_empty,
 )
 from tipsomaly.detection import visualization
-from tipsomaly.detection.formats import FORMATS, Stems
+from tipsomaly.detection.formats import FORMATS, Format, Stems
+from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.detection.records import Records, open_records, run_settings
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
 from tipsomaly.errors import ImageError, printable
+from tipsomaly.files import file_name, to_json, whole_file
 
 
 @app.command()
 def detect(
-    images: Annotated[list[str], typer.Argument(help="Files, folders (searched recursively) or globs.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders (searched recursively) or globs.", callback=not_empty)
+    ],
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
@@ -59,7 +66,10 @@ def detect(
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
-    output: Annotated[str | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.", callback=not_empty)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever results are in DIR.")] = False,
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
@@ -78,15 +88,16 @@ def detect(
     """Score pictures and show where they are defective.
 
     With --output, DIR gets a map (.npy, float32) and an overlay (.png) a picture, and results.jsonl, written as it
-    goes. A picture that cannot be used is a line with its error and does not stop the others. --format writes beside
-    them what COCO's and YOLO's readers, Label Studio, spreadsheets (csv) or browsers (html: a report) take.
+    goes. The same command again scores what has no result there yet. A picture that cannot be used is a line with its
+    error and does not stop the others. --format writes beside them what COCO's and YOLO's readers, Label Studio,
+    spreadsheets (csv) or browsers (html: a report) take.
 
     With --engine ray, IMAGES may also be Parquet files, and IMAGES and DIR URIs of buckets; DIR gets files of scores
     alone, and the same command again scores what is not yet in them.
     """
     if engine is Engine.ray:
-        if compiled or as_json:
-            fail("--compile and --json are not for --engine ray", 2)
+        if compiled or as_json or overwrite:
+            fail("--compile, --json and --overwrite are not for --engine ray", 2)
         options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode.value}
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype.value}
         options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
@@ -95,55 +106,78 @@ def detect(
         file_format = formats[0].value if formats else "parquet"
         _detect_with_ray(images, output, class_name, file_format, actors=actors, batch_size=batch_size, **options)
         return
-    folder = Path(output) if output else None
+    folder = folder_path(output) if output else None
     chosen = choose_formats(formats, folder)
     sources = find_pictures(images)
     tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **tiling)
-    if compiled:
-        print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
-    outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
-    failed = 0
     with ExitStack() as stack:
-        targets = [stack.enter_context(FORMATS[name](folder)) for name in chosen if folder]
-        lines = stack.enter_context(_open_results(folder))
-        stems = Stems()
-        bar = tqdm(zip(sources, outcomes, strict=True), total=len(sources), unit="picture", disable=None)
-        for source, outcome in bar:
-            record = {"image": str(source)}
-            if isinstance(outcome, Result):
-                try:
-                    record |= outcome.record()
-                    if folder:  # the files are named relative to the folder of results.jsonl
-                        stem = stems(source)
-                        record |= {kind: path.name for kind, path in outcome.save(folder, stem).items()}
-                        for target in targets:
-                            target.add(str(source), outcome, stem)
-                except ImageError as error:  # the file changed since it was scored
-                    outcome = error
-            if isinstance(outcome, ImageError):
-                failed += 1
-                record["error"] = str(outcome)
-                tqdm.write(f"error: {outcome}", file=sys.stderr)
-                for target in targets:
-                    target.fail(str(source), str(outcome))
-            if lines:
-                print(json.dumps(record), file=lines, flush=True)
-            if as_json:
-                tqdm.write(json.dumps(record), file=sys.stdout)
-            elif isinstance(outcome, Result):
-                parts = f"{outcome.score:.4f} = global {outcome.global_score:.4f} + local {outcome.local_score:.4f}"
-                verdict = {None: "", True: "  anomalous", False: "  normal   "}[outcome.is_anomalous]
-                note = f"  ({outcome.note})" if outcome.note else ""
-                tqdm.write(f"{parts}{verdict}  {printable(source)}{note}", file=sys.stdout)
+        records: Records | None = None
+        targets: list[Format] = []
+        if folder:
+            records = stack.enter_context(open_records(folder, run_settings(pipe, class_name), overwrite))
+            targets = [stack.enter_context(FORMATS[name](folder)) for name in chosen]
+        failed = _score(pipe, sources, class_name, batch_size, records, targets, compiled=compiled, as_json=as_json)
     if failed:
         print(f"{failed} of {len(sources)} pictures failed", file=sys.stderr)
         raise typer.Exit(1)
 
 
+def _score(
+    pipe: Pipeline,
+    sources: list[Path],
+    class_name: str,
+    batch_size: int,
+    records: Records | None,
+    targets: Sequence[Format],
+    *,
+    compiled: bool,
+    as_json: bool,
+) -> int:
+    """Score the pictures that have no result in `records` yet, or for `targets` all, and say so; returns how many
+    failed."""
+    sources = [source for source in sources if not (records and records.made(source))]
+    if records and (before := sum(map(records.has, sources))):
+        print(f"{before} of {len(sources)} pictures have results in {printable(records.folder)}", file=sys.stderr)
+        if not targets:  # they are told of every picture
+            sources = [source for source in sources if not records.has(source)]
+    if compiled and sources:
+        print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
+    failed = 0
+    outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
+    for source, outcome in tqdm(zip(sources, outcomes, strict=True), total=len(sources), unit="picture", disable=None):
+        record: dict[str, Any] = {"image": file_name(source)}
+        if isinstance(outcome, Result):
+            try:
+                record |= outcome.record()
+                if records:
+                    stem = records.stem(source)
+                    record |= records.save(outcome, stem)
+                    for target in targets:
+                        target.add(file_name(source), outcome, stem)
+            except ImageError as error:  # the file changed since it was scored
+                outcome, record = error, {"image": file_name(source)}
+        if isinstance(outcome, ImageError):
+            failed += 1
+            record["error"] = str(outcome)
+            tqdm.write(f"error: {outcome}", file=sys.stderr)
+            for target in targets:
+                target.fail(file_name(source), str(outcome))
+        if records:
+            records.add(source, record)
+        if as_json:
+            tqdm.write(to_json(record), file=sys.stdout)
+        elif isinstance(outcome, Result):
+            parts = f"{outcome.score:.4f} = global {outcome.global_score:.4f} + local {outcome.local_score:.4f}"
+            verdict = {None: "", True: "  anomalous", False: "  normal   "}[outcome.is_anomalous]
+            note = f"  ({outcome.note})" if outcome.note else ""
+            tqdm.write(f"{parts}{verdict}  {printable(source)}{note}", file=sys.stdout)
+    return failed
+
+
 @app.command()
 def compare(
-    image: Annotated[str, typer.Argument(help="A picture.")],
+    image: Annotated[str, typer.Argument(help="A picture.", callback=not_empty)],
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
@@ -152,7 +186,7 @@ def compare(
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
-    output: OutputOption = None,
+    output: Annotated[Path | None, OUTPUT] = None,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -169,7 +203,7 @@ def compare(
             for mode, r in results.items()
         }
         note = next(iter(results.values())).note
-        print(json.dumps({"image": image, **({"note": note} if note else {}), **scores}))
+        print(to_json({"image": file_name(image), **({"note": note} if note else {}), **scores}))
     else:
         print(f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  " + " ".join(f"{s:>6}" for s in STRATEGIES))
         for mode, r in results.items():
@@ -178,11 +212,10 @@ def compare(
         if r.note:
             print(f"note: {r.note}")
     if output:
-        output.mkdir(parents=True, exist_ok=True)
         first = next(iter(results.values()))
         pictures = [first.image, *(r.overlay() for r in results.values())]
-        path = output / f"{Path(image).stem}_comparison.png"
-        visualization.side_by_side(pictures, height=min(first.height, 512)).save(path)
+        with whole_file(output / f"{Stems()(Path(image))}_comparison.png") as file:
+            visualization.side_by_side(pictures, height=min(first.height, 512)).save(file, "PNG")
 
 
 def _detect_with_ray(sources: list[str], output: str | None, class_name: str, file_format: str, **options: Any) -> None:
@@ -199,10 +232,3 @@ def _detect_with_ray(sources: list[str], output: str | None, class_name: str, fi
     if done.failed:
         print(f"{done.failed} of {done.written} pictures failed: see their error", file=sys.stderr)
         raise typer.Exit(1)
-
-
-def _open_results(output: Path | None) -> AbstractContextManager[IO[str] | None]:
-    if output is None:
-        return nullcontext()
-    output.mkdir(parents=True, exist_ok=True)
-    return (output / "results.jsonl").open("w", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -19,8 +20,10 @@ from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
 from tipsomaly.detection.tiling import SMALLEST
 from tipsomaly.errors import one_line, printable
+from tipsomaly.files import expand
 from tipsomaly.models.device import DTYPES
 from tipsomaly.names import clean_class_name
+from tipsomaly.prompts.learned import prompts_file
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.prompts.strategy import MODES
 
@@ -38,6 +41,32 @@ def _class_name(name: str) -> str:
         return clean_class_name(name)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def not_empty(value: str | list[str] | None) -> str | list[str] | None:
+    """An empty name would be the folder that one is in."""
+    if value == "" or (isinstance(value, list) and "" in value):
+        raise typer.BadParameter("an empty name")
+    return value
+
+
+def folder_path(name: str) -> Path:
+    """What --output DIR is: a folder, there or not."""
+    path = expand(not_empty(name))
+    if path.suffix in FILE_SUFFIXES and not os.path.isdir(path):
+        raise typer.BadParameter(f"{printable(path)} is a file's name; it must be a folder's")
+    return path
+
+
+def prompts_path(name: str) -> Path:
+    """What `train --output OUT.safetensors` is."""
+    try:
+        return prompts_file(expand(not_empty(name)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".npy", ".parquet", ".png", ".safetensors", *SUFFIXES)
 
 
 Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
@@ -89,7 +118,11 @@ ClassNamesOption = Annotated[
     ),
 ]
 DataDomainOption = Annotated[Domain | None, typer.Option(help="Default: industrial or medical, after the classes.")]
-OutputOption = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.")]
+OUTPUT = typer.Option(metavar="DIR", parser=folder_path, help="Folder for the results.")
+OutputOption = Annotated[Path, OUTPUT]
+PromptsFileOption = Annotated[
+    Path, typer.Option("--output", metavar="OUT.safetensors", parser=prompts_path, help="Where the prompts go.")
+]
 
 
 FormatsOption = Annotated[
@@ -169,25 +202,33 @@ def class_words(text: str | None) -> dict[str, str]:
 
 def find_pictures(patterns: list[str]) -> list[Path]:
     """The pictures that files, folders and globs name, each once. A file named by itself is taken whatever its suffix
-    is, and a name that does not exist stays in the list, so that it gets its line of error."""
+    is. What cannot be read, be it a folder in a folder, stays in the list, so that it gets its line of error."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-            if not inside:
-                fail(f"{printable(path)}: no pictures in this folder", 2)
-            found |= dict.fromkeys(inside)
-        elif (found_names := matches(pattern)) is not None:
-            found |= dict.fromkeys(p for p in map(Path, found_names) if p.is_file())
+        if os.path.isdir(path):
+            found |= dict.fromkeys(_inside(path) or fail(f"{printable(path)}: no pictures in this folder", 2))
+        elif (names := matches(pattern)) is not None:
+            found |= dict.fromkeys(Path(name) for name in names if not os.path.isdir(name))
         else:
             found[path] = None
     return list(found)
 
 
+def _inside(folder: Path) -> list[Path]:
+    """Whatever has a picture's name in a folder and its subfolders, and the folders that cannot be read."""
+    found: list[Path] = []
+    for root, _, names in os.walk(folder, onerror=lambda error: found.append(Path(error.filename))):
+        for path in (Path(root, name) for name in names):
+            lost = not path.suffix and path.is_symlink() and not os.path.exists(path)  # perhaps it was a folder
+            if lost or path.suffix.lower() in SUFFIXES:
+                found.append(path)
+    return sorted(found)
+
+
 def matches(pattern: str) -> list[str] | None:
     """The names that match a glob, sorted, at least one; None for what is no glob or a name that exists."""
-    if Path(pattern).exists() or not glob.has_magic(pattern):
+    if os.path.exists(pattern) or not glob.has_magic(pattern):
         return None
     return sorted(glob.glob(pattern, recursive=True)) or fail(f"{pattern}: nothing matches", 2)
 

@@ -1,6 +1,8 @@
 """Pictures from anywhere to the pixels of the vision tower: decoding, orientation, size limits, resizing."""
 
 import io
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,8 +23,8 @@ MAX_SIDE = 65_535
 """Pixels; as in JPEG. A map's resampling takes memory in proportion to the longer side."""
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
-"""A path, an encoded file's bytes, a PIL image, or an array: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), of uint8,
-uint16, bool, or floats in [0, 1]."""
+"""A path, an encoded file's bytes, a PIL image, or an array or dense tensor: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),
+of uint8, uint16, bool, or floats in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class LoadedImage:
 
 
 def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage:
-    """Decode a picture to RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8, first frame only.
+    """Decode a picture to RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8. Of several frames
+    the first is taken, or that which a PIL image is at.
 
     Raises ImageError for anything that is not a whole picture of at most `max_pixels` and MAX_SIDE; a larger file is
     refused before it is decoded.
@@ -49,9 +52,11 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage
         return _decode(io.BytesIO(source), "image", max_pixels)
     if isinstance(source, Image.Image):
         with _explained("image"):
-            loaded = _to_rgb(source, "image", max_pixels)
+            loaded = _to_rgb(source, "image", max_pixels, source.tell())
             return replace(loaded, image=source.copy()) if loaded.image is source else loaded
-    if isinstance(source, np.ndarray | Tensor):
+    if isinstance(source, Tensor):
+        return LoadedImage(_from_array(_from_tensor(source), "tensor", max_pixels))
+    if isinstance(source, np.ndarray):
         return LoadedImage(_from_array(np.asarray(source), "array", max_pixels))
     raise ImageError(f"image: expected a path, bytes, a PIL image or an array, not {type(source).__name__}")
 
@@ -74,18 +79,24 @@ def fitted_size(width: int, height: int, size: tuple[int, int], patch: int) -> t
 def _open_file(path: Path, max_pixels: int) -> LoadedImage:
     name = printable(path)
     try:
-        if not path.exists():
-            raise ImageError(f"{name}: no such file")
-        if not path.is_file():  # a pipe or a device could block for ever
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            os.scandir(path).close()  # one that cannot be read says so
+            raise ImageError(f"{name}: a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block for ever
             raise ImageError(f"{name}: not a file")
-        if path.stat().st_size == 0:
+        if status.st_size == 0:
             raise ImageError(f"{name}: the file is empty")
         with path.open("rb") as file:
             return _decode(file, name, max_pixels)
+    except ImageError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        link = "a link to nothing" if os.path.islink(path) else "no such file"
+        raise ImageError(f"{name}: {link}") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name}: cannot be read ({one_line(error)})") from None
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ImageError(f"{name}: cannot be read ({reason})") from None
 
 
 def _decode(file: Any, name: str, max_pixels: int) -> LoadedImage:
@@ -119,11 +130,12 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: {width} x {height} has a side of more than {MAX_SIDE} pixels")
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> LoadedImage:
+def _to_rgb(image: Image.Image, name: str, max_pixels: int, frame: int = 0) -> LoadedImage:
     _check_size(*image.size, name, max_pixels)
-    note = "only the first frame is used" if getattr(image, "is_animated", False) else None
-    if note:
-        image.seek(0)
+    note = None
+    if getattr(image, "is_animated", False):
+        note = f"only frame {frame + 1} is used" if frame else "only the first frame is used"
+        image.seek(frame)
     image.load()
     with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -142,6 +154,16 @@ def _wide_pixels(image: Image.Image) -> np.ndarray:
     if pixels.dtype.kind == "f":
         return pixels / 255 if np.nanmax(pixels) > 1 else pixels
     return np.clip(pixels, 0, 65535).astype(np.uint16)
+
+
+def _from_tensor(tensor: Tensor) -> np.ndarray:
+    if tensor.layout is not torch.strided:
+        raise ImageError("tensor: expected a dense one, as its to_dense() gives it")
+    try:
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # meta, quantized ...
+        raise ImageError(f"tensor: holds no pixels that can be read ({one_line(error)})") from None
 
 
 def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:

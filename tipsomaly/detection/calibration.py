@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tipsomaly.errors import ModelError, one_line, short
-from tipsomaly.files import write_atomically
+from tipsomaly.files import to_json, write_atomically
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
-        write_atomically(Path(path), json.dumps(asdict(self), indent=2) + "\n")
+        write_atomically(Path(path), to_json(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":

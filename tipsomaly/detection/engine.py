@@ -7,6 +7,8 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from numbers import Integral
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from tipsomaly.detection.detector import Detector
 from tipsomaly.detection.result import Result, joined
 from tipsomaly.detection.tiling import Tiles
 from tipsomaly.detection.views import Picture, Scores, View, Viewer, ahead
-from tipsomaly.errors import ImageError, ModelError, OptionError, one_line
+from tipsomaly.errors import ImageError, ModelError, OptionError, one_line, printable
 from tipsomaly.models.device import to_cpu, to_device
 from tipsomaly.models.tips import ImageTokens, Tips
 
@@ -39,7 +41,10 @@ class Engine:
         self, images: Iterable[ImageSource], detectors: Sequence[Detector], batch_size: int, maps: bool = False
     ) -> Iterator[View | ImageError]:
         """The views of all pictures in order, once `view.picture.scores` holds what each detector says of them; with
-        `maps` also the anomaly maps of those that are not tiled."""
+        `maps` also the anomaly maps of those that are not tiled. Scores that are not finite are an ImageError. What
+        `images` raises comes after the views of the pictures before it."""
+        check_batch_size(batch_size)
+        images = _Source(images)
         at_once = 2 if self.device.type == "cuda" else 1  # a GPU has its next batch before the last one is read
         running: deque[tuple[list[View | ImageError], torch.cuda.Event | None]] = deque()
         views = self.viewer.views(images, batch_size)
@@ -49,6 +54,8 @@ class Engine:
                 yield from _landed(*running.popleft())
         for batch, done in running:
             yield from _landed(batch, done)
+        if images.failure:
+            raise images.failure
 
     @torch.inference_mode()
     def _launch(
@@ -138,6 +145,7 @@ class Engine:
         """
         if self.viewer.tiling or self.viewer.keep_aspect:
             raise OptionError("training and evaluation take whole pictures, squashed to the input size as in the paper")
+        check_batch_size(batch_size)
         batch: list[Tensor] = []
         for picture in ahead(self.viewer.read, images, 2 * batch_size):
             if isinstance(picture, ImageError):
@@ -169,7 +177,39 @@ class Engine:
         return [ImageTokens(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*encoded, strict=True)]
 
 
+class _Source(Iterator[ImageSource]):
+    """Pictures until there are no more, be it that the iterable raises: then `failure` is what it raised."""
+
+    def __init__(self, images: Iterable[ImageSource]) -> None:
+        self._images, self.failure = iter(images), None
+
+    def __next__(self) -> ImageSource:
+        try:
+            return next(self._images)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise StopIteration from None
+
+
 def _landed(batch: list[View | ImageError], done: torch.cuda.Event | None) -> Iterator[View | ImageError]:
     if done:
         done.synchronize()
-    yield from batch
+    for view in batch:
+        yield view if isinstance(view, ImageError) or not view.is_last else _finite(view)
+
+
+def _finite(view: View) -> View | ImageError:
+    scores = [tensor for views in view.picture.scores.values() for s in views for tensor in (s.image, s.patch_map)]
+    if all(tensor.isfinite().all() for tensor in scores):
+        return view
+    source = view.picture.source
+    name = printable(source) if isinstance(source, str | Path) else "image"
+    return ImageError(f"{name}: its scores are not finite; a dtype of float32 helps where float16 is too narrow")
+
+
+def check_batch_size(size: int) -> None:
+    """OptionError for less than one picture at once."""
+    if not isinstance(size, Integral) or size < 1:
+        raise OptionError(f"the batch size must be a whole number of at least 1, not {size!r}")

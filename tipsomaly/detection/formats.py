@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
@@ -240,10 +240,11 @@ FORMATS: Mapping[str, Callable[[Path], Format]] = {
 
 
 class Stems:
-    """A file-name stem for each picture, unique within a run: pictures of one name come from several folders."""
+    """A file-name stem for each picture, unique within a run: pictures of one name come from several folders. `used`
+    are those that other files have."""
 
-    def __init__(self) -> None:
-        self.used: dict[str, int] = {}  # and the last number that was put after each
+    def __init__(self, used: Iterable[str] = ()) -> None:
+        self.used = {stem.lower(): 1 for stem in used}  # and the last number that was put after each
 
     def __call__(self, source: Path) -> str:
         # Room for the endings we add; what is not UTF-8 in a name is left out.

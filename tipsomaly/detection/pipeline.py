@@ -14,7 +14,7 @@ from torch import Tensor
 from tipsomaly.data.images import ImageSource
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.detector import PromptDetector
-from tipsomaly.detection.engine import Engine
+from tipsomaly.detection.engine import Engine, check_batch_size
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.settings import Settings
 from tipsomaly.detection.views import Picture, Viewer
@@ -244,11 +244,11 @@ class Pipeline:
         The model is given `batch_size` pictures, or tiles of them, at once.
 
         A picture that cannot be used raises ImageError after the results of those before it, or with errors="yield"
-        takes its place in the stream as an ImageError. With `maps` the model's device makes all anomaly maps (but those
-        of tiled pictures); otherwise each is made on the CPU when it is asked for.
+        takes its place in the stream as an ImageError. What `images` itself raises comes after the results of what it
+        gave. With `maps` the model's device makes all anomaly maps (but those of tiled pictures); otherwise each is
+        made on the CPU when it is asked for.
         """
-        if batch_size < 1:
-            raise OptionError(f"the batch size must be at least 1, not {batch_size}")
+        check_batch_size(batch_size)
         if errors not in ("raise", "yield"):
             raise OptionError(f"errors must be 'raise' or 'yield', not {errors!r}")
         return self._stream(images, *self._checked_class(class_name), batch_size, errors, maps)

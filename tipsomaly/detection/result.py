@@ -10,6 +10,8 @@ from PIL import Image
 from tipsomaly.data.images import ImageSource, load_image
 from tipsomaly.detection import scoring, visualization
 from tipsomaly.detection.tiling import Tiles
+from tipsomaly.errors import OptionError
+from tipsomaly.files import whole_file
 
 
 def joined(*notes: str | None) -> str | None:
@@ -91,11 +93,15 @@ class Result:
             return self.tiles.anomaly_map((self.height, self.width), self.sigma)
         return scoring.anomaly_map(self.patch_map, self.input_size, (self.height, self.width), self.sigma)
 
-    def mask(self, threshold: float) -> np.ndarray:
-        """bool (height, width): where the anomaly map is at least `threshold`."""
+    def mask(self, threshold: float | None = None) -> np.ndarray:
+        """bool (height, width): where the anomaly map is at least `threshold`, which is the calibrated one unless
+        given. Raises OptionError where there is neither."""
+        threshold = self.pixel_threshold if threshold is None else threshold
+        if threshold is None:
+            raise OptionError("without a calibration there is no threshold: give one, as in mask(0.5)")
         return self.anomaly_map >= threshold
 
-    def regions(self, threshold: float) -> list[Region]:
+    def regions(self, threshold: float | None = None) -> list[Region]:
         """The connected regions of `mask(threshold)`, highest peak first."""
         from scipy import ndimage
 
@@ -137,12 +143,15 @@ class Result:
 
     def save(self, folder: str | Path, stem: str | None = None) -> dict[str, Path]:
         """Write `<stem>_map.npy` (float32) and `<stem>_overlay.png` (with contours, if calibrated) into `folder`, made
-        if need be; returns the paths as {"map": ..., "overlay": ...}. The stem is the picture's file name unless given.
+        if need be, each whole or not at all; returns the paths as {"map": ..., "overlay": ...}. The stem is the
+        picture's file name unless given.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         stem = stem or (Path(self.source).stem if isinstance(self.source, str | Path) else "image")
         paths = {"map": folder / f"{stem}_map.npy", "overlay": folder / f"{stem}_overlay.png"}
-        np.save(paths["map"], self.anomaly_map)
-        self.overlay(self.pixel_threshold).save(paths["overlay"])
+        overlay = self.overlay(self.pixel_threshold)
+        with whole_file(paths["map"]) as file:
+            np.save(file, self.anomaly_map)
+        with whole_file(paths["overlay"]) as file:
+            overlay.save(file, "PNG")
         return paths

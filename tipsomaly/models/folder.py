@@ -84,6 +84,8 @@ class ModelFolder:
                 for key in file.keys():  # noqa: SIM118
                     wanted = torch.float32 if key.startswith("text_") or key == "temperature" else dtype
                     state[key] = file.get_tensor(key).to(device, wanted)
+                    if state[key].numel() and not torch.stack(state[key].aminmax()).isfinite().all():
+                        raise ModelError(f"{path}: {key} has numbers that are not finite as {wanted}")
         temperature = state.pop("temperature", None)
         # transformers saves the trained temperature as a tensor, and only where training started in config.json.
         if temperature is not None and not math.isclose(temperature.item(), config.temperature, rel_tol=1e-6):

@@ -7,8 +7,19 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tipsomaly.errors import OptionError, printable
 from tipsomaly.files import sha256, write_atomically
 from tipsomaly.prompts.sentences import ENSEMBLES
+
+
+def prompts_file(path: str | Path) -> Path:
+    """A path that prompts can be written to. OptionError for another suffix than .safetensors."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise OptionError(
+            f"{printable(path)}: a file of prompts must end in .safetensors, not in {path.suffix or 'nothing'}"
+        )
+    return path
 
 
 @dataclass(frozen=True, eq=False)

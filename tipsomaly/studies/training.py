@@ -5,7 +5,6 @@ epoch touches only the text tower.
 """
 
 import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample, states
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import TrainingError
-from tipsomaly.files import digest, write_atomically
+from tipsomaly.files import digest, to_json, write_atomically
 from tipsomaly.models.tips import ImageTokens, Tips
 from tipsomaly.models.tokenizer import Tokenizer
-from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.learned import LearnedPrompts, prompts_file
 from tipsomaly.prompts.losses import bilinear
 from tipsomaly.prompts.prototypes import prototypes
 from tipsomaly.studies import figures
@@ -253,9 +252,10 @@ def train(
 
     Beside it are written `.log.jsonl` (a line a step), `.png` (the loss) and `.state` (for going on). After an
     interrupt the same call goes on behind the last whole epoch, and gives the same bytes as without; with more epochs
-    it goes on from a finished training, with anything else changed it begins anew.
+    it goes on from a finished training, with anything else changed it begins anew. Raises OptionError if `output` has
+    another suffix.
     """
-    output = Path(output)
+    output = prompts_file(output)
     trainer = Trainer(pipeline.tips, pipeline.tokenizer, start, objective, learning_rate)
     vectors = [v.tolist() for v in (start.normal, start.abnormal)]
     key = digest([features.key, vectors, start.ensemble, dict(start.metadata), objective, learning_rate])
@@ -289,7 +289,7 @@ def _write_training(prompts: LearnedPrompts, history: list[list[list[float]]], o
     prompts.save(output)
     names = ("total", *Losses._fields)
     lines = [
-        json.dumps({"epoch": epoch, "step": step, **dict(zip(names, values, strict=True))})
+        to_json({"epoch": epoch, "step": step, **dict(zip(names, values, strict=True))})
         for epoch, steps in enumerate(history, 1)
         for step, values in enumerate(steps, 1)
     ]

@@ -1,0 +1,135 @@
+"""The folder that `tipsomaly detect` writes: results.jsonl with a line a picture, maps and overlays, and settings.json
+with what they depend on. What is in it is done; another run with the same settings goes on from there."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tipsomaly.detection.formats import Stems
+from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.detection.result import Result
+from tipsomaly.errors import OptionError, printable, short
+from tipsomaly.files import file_name, only_writer, to_json, write_atomically
+from tipsomaly.names import clean_class_name
+
+RESULTS, SETTINGS = "results.jsonl", "settings.json"
+
+
+def run_settings(pipe: Pipeline, class_name: str) -> dict[str, Any]:
+    """What the results of a run depend on besides the pictures, for JSON."""
+    settings = {**pipe.settings(), "class_name": clean_class_name(class_name)}
+    if pipe.calibration:
+        settings["thresholds"] = [pipe.calibration.image_threshold, pipe.calibration.pixel_threshold]
+    return settings
+
+
+def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+    """The first setting that differs, as "sigma 4.0, not 1.0"; None if they are the same."""
+    for name in sorted(ours.keys() | theirs.keys()):
+        if theirs.get(name) != ours.get(name):
+            return f"{name} {short(theirs.get(name))!r}, not {short(ours.get(name))!r}"
+    return None
+
+
+def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a results.jsonl, in order. A line that is no whole record, as a power cut leaves it, is left out.
+    Raises OSError if the file cannot be read."""
+    with Path(path).open("rb") as file:
+        for line in file:
+            if record := _parse(line):
+                yield record
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = line.endswith(b"\n") and isinstance(record, dict) and isinstance(record.get("image"), str)
+    return record if whole else None
+
+
+class Records:
+    """The results in a folder, to be continued; see `open_records`."""
+
+    def __init__(self, folder: Path, file: IO[bytes], done: Mapping[str, str]) -> None:
+        """`done` has the file-name stem of each picture that has a line in `file`."""
+        self.folder, self._file, self._done = folder, file, done
+        self._stems = Stems(done.values())
+        self._overlays = {f"{stem}_overlay.png" for stem in done.values()}
+
+    def has(self, source: Path) -> bool:
+        """Whether there is a result of this picture."""
+        return file_name(source) in self._done
+
+    def made(self, source: Path) -> bool:
+        """Whether this is no picture to score but an overlay of one, where pictures and results share a folder."""
+        inside = os.path.abspath(source.parent) == os.path.abspath(self.folder)
+        return inside and source.name in self._overlays
+
+    def stem(self, source: Path) -> str:
+        """What the names of a picture's files begin with: what they did, or what no other picture's do."""
+        return self._done.get(file_name(source)) or self._stems(source)
+
+    def save(self, result: Result, stem: str) -> dict[str, str]:
+        """Write the map and the overlay of a picture; returns their names in the folder."""
+        return {kind: path.name for kind, path in result.save(self.folder, stem).items()}
+
+    def add(self, source: Path, record: Mapping[str, Any]) -> None:
+        """Append a line, if the picture has none. If the disk does not take all of it, none of it stays, and the
+        OSError names the file."""
+        if self.has(source):
+            return
+        line = to_json(record).encode() + b"\n"
+        start = self._file.tell()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self._file.truncate(start)
+            error.filename = str(self.folder / RESULTS)
+            raise
+
+
+@contextmanager
+def open_records(folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> Iterator[Records]:
+    """A folder of results, made if need be, for this process alone. Lines with errors, and those that are not whole,
+    are taken out: their pictures are scored again. With `overwrite` it begins with no results.
+
+    Raises OptionError where there are results of other settings, FetchError while another process writes there, OSError
+    where nothing can be written.
+    """
+    path = folder / RESULTS
+    with only_writer(folder):
+        old = [] if overwrite or not path.exists() else path.read_bytes().splitlines(keepends=True)
+        kept: list[bytes] = []
+        done: dict[str, str] = {}
+        for line in old:
+            record = _parse(line)
+            if record and "error" not in record and record["image"] not in done:
+                kept.append(line)
+                done[record["image"]] = str(record.get("map", "")).removesuffix("_map.npy")
+        if kept:
+            _check(folder, settings)
+        write_atomically(folder / SETTINGS, to_json(settings, indent=2) + "\n")
+        if len(kept) < len(old) or not old:
+            write_atomically(path, b"".join(kept))
+        with path.open("ab", buffering=0) as file:
+            yield Records(folder, file, done)
+
+
+def _check(folder: Path, settings: Mapping[str, Any]) -> None:
+    remedy = "choose another folder, or begin anew with --overwrite"
+    try:
+        theirs = json.loads((folder / SETTINGS).read_bytes())
+        if not isinstance(theirs, dict):
+            raise ValueError
+    except (OSError, ValueError, RecursionError):
+        raise OptionError(
+            f"{printable(folder)}: no {SETTINGS} says how the results there were made; {remedy}"
+        ) from None
+    if other := difference(theirs, json.loads(to_json(settings))):
+        raise OptionError(f"{printable(folder)}: the results there were made with {other}; {remedy}")
