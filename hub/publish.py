@@ -122,7 +122,8 @@ def main() -> None:
     names = [*BUNDLED, *(name for name, backbone in BACKBONES.items() if backbone.version == 1), "space"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(names)}; default: all")
-    parser.add_argument("--org", default=organisation(), help="who publishes: an organisation or a user (%(default)s)")
+    who = "who publishes: an organisation or a user; default: TIPSOMALY_ORG"
+    parser.add_argument("--org", default=organisation(), required=not organisation(), help=who)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "hub", help="where folders are built")
     parser.add_argument("--private", action="store_true", help="make new repositories private")
     parser.add_argument("--dry-run", action="store_true", help="list what would go where; upload nothing")

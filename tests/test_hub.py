@@ -3,6 +3,7 @@
 import hashlib
 import json
 import runpy
+import socket
 import subprocess
 import sys
 import threading
@@ -200,7 +201,7 @@ def test_a_release_that_cannot_be_converted_is_not_kept(world, golden):
 
 
 def test_a_conversion_that_was_killed_is_done_again(world, golden):
-    staging = world.cache / "models" / f".{V1}.partial"
+    staging = world.cache / "models" / f".{V1}.killed.partial"
     staging.mkdir(parents=True)
     (staging / "config.json").write_text("half")
     assert hub.where_cached(V1) is None
@@ -554,9 +555,13 @@ def test_publishing_nano_and_the_space(world, monkeypatch):
     nano = world.hub.repositories["acme/nano"]
     assert nano["model.safetensors"] == (hub.BUNDLED["nano"] / "model.safetensors").read_bytes()
     space = world.hub.repositories["spaces/acme/tipsomaly"]
-    assert {"app.py", "requirements.txt", "README.md", "tipsomaly/pipeline.py", "tipsomaly/nano/config.json"} <= set(
-        space
-    )
+    assert {
+        "app.py",
+        "requirements.txt",
+        "README.md",
+        "tipsomaly/detection/pipeline.py",
+        "tipsomaly/nano/config.json",
+    } <= set(space)
     assert not [name for name in space if "__pycache__" in name or name.startswith((".", "tests/", "hub/"))]
     assert world.hub.created[1]["sdk"] == "gradio"
 
@@ -611,3 +616,32 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(golden, tmp_path):
     with pytest.raises(ModelError, match=r"'norm\.bias' has values that float16 cannot hold"):
         convert(tmp_path / "v.npz", golden.text_npz, golden.tokenizer, tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_hub_that_accepts_and_never_answers(world, golden, monkeypatch, capsys):
+    """With a whole copy in the cache it is used and said; without one it is one line. Neither waits for ever."""
+    publish(world, golden)
+    Pipeline.from_pretrained("acme/" + V1)
+    silent = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setattr(hub, "TIMEOUT", 0.3)
+    monkeypatch.setattr(world.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert score(Pipeline.from_pretrained("acme/" + V1), golden) == score(golden.pipe, golden)
+    assert "the copy in the cache is used" in capsys.readouterr().err
+    fails("acme/other", "is not in the cache")
+    silent.close()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "prompts/tiny.safetensors", "config.json"])
+def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(world, golden, name):
+    publish(world, golden)
+    path = hub.resolve("acme/" + V1).path / name
+    content = path.read_bytes()
+    path.resolve().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert (hub.resolve("acme/" + V1).path / name).read_bytes() == content
+
+
+def test_names_of_the_catalogue_ask_no_organisation_by_default(world, golden, monkeypatch):
+    publish(world, golden)
+    monkeypatch.delenv("TIPSOMALY_ORG")
+    Pipeline.from_pretrained(V1)
+    assert world.hub.requests == []

@@ -1,10 +1,17 @@
 """What can go wrong, and how it is said: every error of ours is one line that says what was wrong and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 class TipsomalyError(ValueError):
-    """Whatever a user can mend; the message is one line. What people have to catch is this or one of its kinds."""
+    """Whatever a user can mend. What people have to catch is this or one of its kinds.
+
+    The message is one line that any terminal may print, whatever the names and files that it quotes hold."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(str(message)))
 
 
 class ImageError(TipsomalyError):
@@ -29,6 +36,21 @@ class DatasetError(TipsomalyError):
 
 class TrainingError(TipsomalyError):
     """Training cannot go on; the message says why."""
+
+
+@contextmanager
+def explained(what: str | Path, kind: type[TipsomalyError] = ModelError) -> Iterator[None]:
+    """Whatever a parser raises on what it is given becomes an error of ours, in one line that begins with `what`.
+
+    Parsers raise nearly every kind of exception on a hostile file, and other kinds in their next version."""
+    try:
+        yield
+    except TipsomalyError:
+        raise
+    except OSError as error:
+        raise kind(f"{what}: {error.strerror or one_line(error)}") from None
+    except Exception as error:
+        raise kind(f"{what}: {one_line(error)}") from None
 
 
 def one_line(error: object, limit: int = 200) -> str:

@@ -25,6 +25,14 @@ def expand(path: str | Path) -> Path:
         return Path(path)
 
 
+def is_file(path: Path) -> bool:
+    """Whether it is there and a file; not for a name that cannot be looked at, be it too long or not allowed."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 class Writer:
     """What has only `write`. Given a whole file, numpy and PIL would write to it below Python, and then say of a full
     disk no more than that something failed."""

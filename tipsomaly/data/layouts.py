@@ -77,6 +77,9 @@ def read_dataset(
             unknown = ", ".join(sorted(wanted - set(names)))
             raise DatasetError(f"{printable(folder)}: no class {unknown}: this data set has {', '.join(names)}")
         samples = [sample for sample in samples if sample.class_name in wanted]
+    for name in dict.fromkeys(sample.class_name for sample in samples):
+        if not name.strip("_- "):
+            raise DatasetError(f"{folder}: the class {name!r} has no word that a prompt could say")
     for sample in samples:
         if sample.mask:
             check_sizes(sample.image, sample.mask)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tipsomaly.errors import ModelError, one_line, short
-from tipsomaly.files import to_json, write_atomically
+from tipsomaly.errors import ModelError, explained, short
+from tipsomaly.files import expand, to_json, write_atomically
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class Calibration:
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
         """Read a calibration file; ModelError, in one line, if it is something else."""
-        try:
-            calibration = cls(**json.loads(Path(path).expanduser().read_text(encoding="utf-8")))
-            thresholds = (calibration.image_threshold, calibration.pixel_threshold)
-            if not all(isinstance(t, float) and math.isfinite(t) for t in thresholds):
-                raise ValueError("its thresholds are no numbers")
+        path = expand(path)
+        if not path.is_file():
+            raise ModelError(f"{path}: No such file")
+        with explained(f"{path}: not a calibration"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            calibration = cls(**content)
+            for value in (calibration.image_threshold, calibration.pixel_threshold, calibration.target_fpr):
+                if type(value) not in (int, float) or not math.isfinite(value):
+                    raise ValueError("its thresholds are no numbers")
             if not isinstance(calibration.settings, dict) or not isinstance(calibration.class_name, str):
                 raise ValueError("its settings or class name are not there")
             return calibration
-        except OSError as error:
-            raise ModelError(f"{path}: {error.strerror}") from None
-        except (ValueError, TypeError) as error:
-            raise ModelError(f"{path}: not a calibration ({one_line(error)})") from None
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ModelError, naming the difference, if a pipeline with these settings is not the one calibrated."""

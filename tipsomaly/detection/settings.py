@@ -1,6 +1,6 @@
 """Every option that a score depends on: its check, its default, and what tells it apart from others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -11,6 +11,9 @@ from tipsomaly.files import digest
 from tipsomaly.models.shapes import PATCH
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble, ensemble
 from tipsomaly.prompts.strategy import MODES, Mode
+
+LARGEST_SIDE = 4096
+"""Pixels of the input: 86,000 patches are beyond any use, and more would only fill the memory."""
 
 VERSION = 2
 """Of what `Settings.record` says; results and calibrations of another version are made again."""
@@ -97,8 +100,12 @@ class Settings:
 
 
 def _checked_size(size: int | tuple[int, int], patch: int) -> tuple[int, int]:
+    if not isinstance(size, int) and (not isinstance(size, Sequence) or len(size) != 2):
+        raise OptionError(f"the image size is a side or (height, width) in pixels, not {size!r}")
     height, width = (size, size) if isinstance(size, int) else size
     for side in (height, width):
+        if type(side) is not int or side > LARGEST_SIDE:
+            raise OptionError(f"the image size must be at most {LARGEST_SIDE} pixels a side, not {side}")
         if side < patch or side % patch:
             near = max(patch, round(side / patch) * patch)
             raise OptionError(f"the image size must be a multiple of {patch}, not {side}: try {near}")

@@ -4,9 +4,6 @@ import os
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-ORGANISATION = "tipsomaly"
-"""The Hub organisation of our own repositories, unless the environment variable TIPSOMALY_ORG names another."""
-
 BUCKET = "https://storage.googleapis.com/tips_data"
 """Google's release of TIPS; TIPSOMALY_BUCKET_URL puts a mirror in its place."""
 
@@ -14,9 +11,10 @@ GITHUB = "https://raw.githubusercontent.com/AlirezaSalehy/Tipsomaly/HEAD"
 """The authors' repository; TIPSOMALY_PROMPTS_URL puts a mirror in its place."""
 
 
-def organisation() -> str:
-    """The Hub organisation that names are looked for in first."""
-    return os.environ.get("TIPSOMALY_ORG") or ORGANISATION
+def organisation() -> str | None:
+    """The Hub organisation that names are looked for in first, if TIPSOMALY_ORG names one. There is none by default: a
+    name that anybody may register must not decide whose weights are taken for Google's."""
+    return os.environ.get("TIPSOMALY_ORG") or None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ class TextConfig:
     max_length: int = 64
 
 
+LARGEST = {
+    **{"dim": 8192, "depth": 128, "heads": 128, "mlp_dim": 65536},
+    **{"image_size": 4096, "patch_size": 256, "vocab_size": 2**20, "max_length": 4096},
+}
+"""Sizes that no released model comes near: a file that asks for more is refused before anything is built."""
+
+
 @dataclass(frozen=True)
 class TipsConfig:
     """Both towers and the softmax temperature of equation 1."""
@@ -52,13 +59,22 @@ class TipsConfig:
 
     def __post_init__(self) -> None:
         for name, tower in (("vision", self.vision), ("text", self.text)):
+            for size, largest in LARGEST.items():
+                value = getattr(tower, size, 1)
+                if type(value) is not int or not 1 <= value <= largest:
+                    raise ValueError(f"{name} tower: {size} must be a whole number from 1 to {largest}, not {value!r}")
+        if type(self.vision.swiglu) is not bool:
+            raise ValueError(f"swiglu must be true or false, not {self.vision.swiglu!r}")
+        if not isinstance(self.vision.mlp_ratio, int | float) or not 0 < self.vision.mlp_ratio <= 16:
+            raise ValueError(f"mlp_ratio must be a number up to 16, not {self.vision.mlp_ratio!r}")
+        for name, tower in (("vision", self.vision), ("text", self.text)):
             if min(tower.dim, tower.depth, tower.heads) < 1 or tower.dim % tower.heads:
                 raise ValueError(f"{name} tower: width {tower.dim} must be a positive multiple of {tower.heads} heads")
         if self.vision.dim != self.text.dim:
             raise ValueError(f"the towers' widths differ: vision {self.vision.dim}, text {self.text.dim}")
         if self.vision.grid < 1:
             raise ValueError(f"image size {self.vision.image_size} is smaller than a patch")
-        if not 0 < self.temperature < math.inf:
+        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
             raise ValueError(f"the temperature must be positive, not {self.temperature}")
 
     @classmethod

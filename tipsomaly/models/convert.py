@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tipsomaly.errors import ModelError
+from tipsomaly.errors import ModelError, explained
 from tipsomaly.files import staged_folder
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.folder import existing, write_configs
@@ -46,7 +46,8 @@ def convert(
     out = Path(out)
     with _Npz(vision_npz) as vision, _Npz(text_npz) as text:
         config = read_config(vision.shapes, text.shapes, _temperature(text), heads, text_heads)
-        tokenizer = Tokenizer(existing(tokenizer_model), config.text.max_length)
+        with explained(tokenizer_model):
+            tokenizer = Tokenizer(existing(tokenizer_model), config.text.max_length)
         if tokenizer.vocab_size > config.text.vocab_size:
             raise ModelError(f"{tokenizer_model} has {tokenizer.vocab_size} pieces, the model {config.text.vocab_size}")
         sources = {f"vision_encoder.{name}": (vision, name) for name in vision.shapes}
@@ -72,25 +73,23 @@ class _Npz:
 
     def __init__(self, path: str | Path) -> None:
         self.path = existing(path)
-        try:
+        with explained(f"{self.path}: not an npz file"):
             self._arrays = np.load(self.path, allow_pickle=False)
             self._zip = zipfile.ZipFile(self.path)
             self.shapes: Shapes = {name: self._header(name) for name in self._arrays.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise ModelError(f"{self.path}: not an npz file ({error})") from None
 
     def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         with self._zip.open(f"{name}.npy") as file:
             version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, _, dtype = read(file)
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in readers:
+                raise ValueError(f"array {name!r} has a header of version {version}")
+            shape, _, dtype = readers[version](file)
         return shape, dtype
 
     def __getitem__(self, name: str) -> np.ndarray:
-        try:
+        with explained(f"{self.path}: array {name!r} cannot be read"):
             return self._arrays[name]
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-            raise ModelError(f"{self.path}: array {name!r} cannot be read ({error})") from None
 
     def __enter__(self) -> "_Npz":
         return self
@@ -138,4 +137,7 @@ def _cast(array: np.ndarray, dtype: str, what: str) -> np.ndarray:
 
 
 def _temperature(text: _Npz) -> float:
-    return float(text["temperature"]) if "temperature" in text.shapes else DEFAULT_TEMPERATURE
+    if "temperature" not in text.shapes:
+        return DEFAULT_TEMPERATURE
+    with explained(f"{text.path}: temperature"):
+        return float(text["temperature"].item())

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tipsomaly.errors import ModelError, one_line
-from tipsomaly.files import staged_folder
+from tipsomaly.errors import ModelError, explained, one_line
+from tipsomaly.files import expand, is_file, staged_folder
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.shapes import DEFAULT_TEMPERATURE, read_config
 from tipsomaly.models.tips import Tips, from_transformers
@@ -38,12 +38,10 @@ class ModelFolder:
     def read_config(self) -> TipsConfig:
         """The sizes of the towers. Raises ModelError, naming the file, if they are not those of a TIPS."""
         config = self.read_json("config.json")
-        if config.get("model_type") == "tipsv2" and "vision_fn" in config:
-            return self._read_flat_config(config)
-        try:
+        with explained(self.path / "config.json"):
+            if config.get("model_type") == "tipsv2" and "vision_fn" in config:
+                return self._read_flat_config(config)
             return TipsConfig.from_dict(config)
-        except (ValueError, TypeError, ArithmeticError) as error:
-            raise ModelError(f"{self.path / 'config.json'}: {error}") from None
 
     def _read_flat_config(self, config: dict) -> TipsConfig:
         """Google's first config.json was flat and named the sizes for code of its own: the arrays say them as well."""
@@ -68,11 +66,9 @@ class ModelFolder:
     def read_tokenizer(self, max_length: int) -> Tokenizer:
         """Raises ModelError if there is none or if it is damaged."""
         path, known = self._file("tokenizer.model"), self.path / WORDS
-        words = known.read_text(encoding="utf-8").split() if known.is_file() else None
-        try:
+        with explained(path):
+            words = known.read_text(encoding="utf-8").split() if known.is_file() else None
             return Tokenizer(path, max_length, words)
-        except ValueError as error:
-            raise ModelError(f"{path}: {one_line(error)}") from None
 
     def read_tips(self, device: torch.device, dtype: torch.dtype) -> Tips:
         """The towers on `device`, the vision tower in `dtype`, the text tower in float32: prototypes are computed once
@@ -80,29 +76,28 @@ class ModelFolder:
         config = self.read_config()
         state: dict[str, Tensor] = {}
         for path in self._weight_files():
-            with _open_safetensors(path) as file:  # memory-mapped: tensors go to the device one by one
+            with explained(path), _open_safetensors(path) as file:  # memory-mapped: tensors go to the device one by one
                 for key in file.keys():  # noqa: SIM118
                     wanted = torch.float32 if key.startswith("text_") or key == "temperature" else dtype
                     state[key] = file.get_tensor(key).to(device, wanted)
                     if state[key].numel() and not torch.stack(state[key].aminmax()).isfinite().all():
                         raise ModelError(f"{path}: {key} has numbers that are not finite as {wanted}")
-        temperature = state.pop("temperature", None)
-        # transformers saves the trained temperature as a tensor, and only where training started in config.json.
-        if temperature is not None and not math.isclose(temperature.item(), config.temperature, rel_tol=1e-6):
-            config = replace(config, temperature=temperature.item())
-        try:
+        with explained(path):
+            temperature = state.pop("temperature", None)
+            # transformers saves the trained temperature as a tensor, and only where training started in config.json.
+            if temperature is not None and not math.isclose(temperature.item(), config.temperature, rel_tol=1e-6):
+                config = replace(config, temperature=temperature.item())
             return Tips.from_state_dict(config, from_transformers(state))
-        except ValueError as error:
-            raise ModelError(f"{path}: {error}") from None
 
     def _weight_files(self) -> list[Path]:
         """model.safetensors, or the shards that its index names."""
         if (self.path / WEIGHTS).is_file() or not (self.path / INDEX).is_file():
             return [self._file(WEIGHTS)]
-        names = self.read_json(INDEX).get("weight_map") or {}
-        if not names or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+        names = self.read_json(INDEX).get("weight_map")
+        files = list(names.values()) if isinstance(names, dict) else []
+        if not files or not all(isinstance(name, str) and Path(name).name == name for name in files):
             raise ModelError(f"{self.path / INDEX}: names no files of this folder")
-        return [self._file(name) for name in sorted(set(names.values()))]
+        return [self._file(name) for name in sorted(set(files))]
 
     def prompt_sets(self) -> dict[str, Path]:
         """The learned prompts in the folder, by name."""
@@ -110,17 +105,15 @@ class ModelFolder:
 
     def _file(self, name: str) -> Path:
         path = self.path / name
-        if not path.is_file():
+        if not is_file(path):
             raise ModelError(f"{self.path} is not a model folder: it has no {name}")
         return path
 
     def read_json(self, name: str) -> dict:
         """A JSON object of the folder; ModelError, naming the file, if it is something else."""
         path = self._file(name)
-        try:
+        with explained(f"{path}: not JSON"):
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path}: not JSON ({error})") from None
         if not isinstance(content, dict):
             raise ModelError(f"{path}: expected a JSON object")
         return content
@@ -175,11 +168,11 @@ def _open_safetensors(path: Path) -> Iterator:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error})") from None
+        raise ModelError(f"{path}: not a whole safetensors file ({one_line(error)})") from None
 
 
 def existing(path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    if not path.is_file():
+    path = expand(path)
+    if not is_file(path):
         raise ModelError(f"{path}: no such file")
     return path

@@ -1,8 +1,9 @@
 """Names to files: a model folder, wherever it is, and what is in it.
 
 A name is, in this order: a bundled model; a local folder; a Hub repository `org/name`; a backbone of the catalogue,
-which comes from our organisation's Hub repository or, where there is none, from Google's release. Whatever was fetched
-is cached. Nothing that was fetched is ever run: weights are safetensors or plain arrays, and `auto_map` is not read.
+which comes from the Hub organisation that TIPSOMALY_ORG names, if it does, else from Google's release. Whatever was
+fetched is verified and cached. Nothing of it is ever run: weights are safetensors or plain arrays, and `auto_map` is
+not read.
 """
 
 import hashlib
@@ -10,20 +11,25 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
 
-from tipsomaly.errors import ModelError, one_line
-from tipsomaly.files import staged_folder
+from tipsomaly.errors import FetchError, ModelError, one_line
+from tipsomaly.files import expand, staged_folder
 from tipsomaly.models.catalogue import BACKBONES, near, organisation
 from tipsomaly.models.convert import convert
 from tipsomaly.models.download import ATTEMPTS, disk_errors, fetch, lock, retry_after
 from tipsomaly.models.folder import FILES, SMALL_FILES, WEIGHTS, ModelFolder
 
 BUNDLED = {"nano": Path(__file__).parents[1] / "nano"}
+
+TIMEOUT = 10.0
+"""Seconds that the Hub may take to answer."""
 
 REPOSITORY = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[\w./-]+))?(@(?P<revision>[\w./-]+))?", re.ASCII)
 
@@ -39,7 +45,7 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     Raises ModelError, in one line.
     """
     text = str(name)
-    path = Path(name).expanduser()
+    path = expand(name)
     base, _, at = text.partition("@")
     wanted = FILES if weights else SMALL_FILES
     if text in BUNDLED and revision is None:
@@ -63,7 +69,7 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
 def cache_folder() -> Path:
     """Where converted releases are kept: TIPSOMALY_CACHE, else a folder within huggingface_hub's HF_HOME."""
     if chosen := os.environ.get("TIPSOMALY_CACHE"):
-        return Path(chosen).expanduser()
+        return expand(chosen)
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "tipsomaly"
@@ -75,30 +81,32 @@ def where_cached(name: str) -> str | None:
         return "bundled"
     from huggingface_hub import try_to_load_from_cache
 
-    repositories = (f"{organisation()}/{name}", BACKBONES[name].google_repository)
+    repositories = (organisation() and f"{organisation()}/{name}", BACKBONES[name].google_repository)
     if any(r and isinstance(try_to_load_from_cache(r, WEIGHTS), str) for r in repositories):
         return "Hub"
     return "converted" if (cache_folder() / "models" / name).is_dir() else None
 
 
-class _NotThereError(ModelError):
+class _NotThereError(FetchError):
     """The Hub does not have a repository, or cannot be asked and the cache has no copy."""
 
 
 def _fetch_backbone(name: str, revision: str | None, wanted: list[str]) -> Path:
-    ours, google = f"{organisation()}/{name}", BACKBONES[name].google_repository
-    converted = cache_folder() / "models" / name
+    google, converted = BACKBONES[name].google_repository, cache_folder() / "models" / name
     if converted.is_dir() and revision is None:
         return converted
-    try:
-        return snapshot(ours, revision, wanted)
-    except _NotThereError as error:
-        if google:
-            return snapshot(google, revision, wanted)
-        if revision:
-            raise ModelError(f"{error}; Google's release, which would do instead, has no revisions") from None
-        if _offline():
-            raise
+    if organisation():
+        try:
+            return snapshot(f"{organisation()}/{name}", revision, wanted)
+        except _NotThereError:
+            if _offline() and not google:
+                raise
+    if google:
+        return snapshot(google, revision, wanted)
+    if revision:
+        raise ModelError(f"{name}: Google's release of it has no revisions, and no Hub organisation of ours is set")
+    if _offline():
+        raise FetchError(f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it")
     return convert_release(name) if WEIGHTS in wanted else converted
 
 
@@ -114,6 +122,8 @@ def convert_release(name: str) -> Path:
     with lock(cache_folder() / f"{name}.lock"):
         if out.is_dir():  # another process was faster
             return out
+        for left in out.parent.glob(f".{name}.*.partial"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         records = fetch(BACKBONES[name].sources, downloads, extra=1)
         with disk_errors(out), staged_folder(out) as staging:
             try:
@@ -133,29 +143,67 @@ def _offline() -> bool:
 
 
 def snapshot(repository: str, revision: str | None = None, patterns: list[str] = FILES) -> Path:
-    """A Hub repository's files in huggingface_hub's cache. Raises ModelError, _NotThereError where something else than
-    this repository may help."""
+    """A Hub repository's files in huggingface_hub's cache, each of them verified. Raises FetchError, _NotThereError
+    where something else than this repository may help."""
     from huggingface_hub import snapshot_download
 
     fetch_files = partial(snapshot_download, repository, revision=revision, allow_patterns=patterns)
-    for attempt in count():
-        try:
-            path = Path(fetch_files())
-            break
-        except Exception as error:  # the client lets through what its HTTP and Xet libraries raise
-            response = getattr(error.__cause__ or error, "response", None)
-            if response is None:  # no answer: the client takes a cached copy after some such errors, we after all
-                with suppress(Exception):
-                    return Path(fetch_files(local_files_only=True))
-            busy = response is not None and (response.status_code == 429 or response.status_code >= 500)
-            if not busy or attempt + 1 == ATTEMPTS:
-                raise _explain(error, repository, revision) from None
-            time.sleep(retry_after(response.headers.get("Retry-After"), attempt))
-    _verify(repository, path)
-    return path
+    with _bounded():
+        for attempt in count():
+            try:
+                if not _offline():
+                    _ask(repository, revision)
+                path = Path(fetch_files())
+                if damaged := _damaged(path):
+                    if _offline():
+                        raise FetchError(f"{repository}: {damaged}; deleted, fetch it again with a network")
+                    path = Path(fetch_files())
+                    if damaged := _damaged(path):
+                        raise FetchError(f"{repository}: {damaged}; deleted, please try again")
+                return path
+            except FetchError:
+                raise
+            except Exception as error:  # the client lets through what its HTTP and Xet libraries raise
+                response = getattr(error.__cause__ or error, "response", None)
+                if response is None:  # no answer: the client takes a cached copy after some such errors, we after all
+                    with suppress(Exception):
+                        path = Path(fetch_files(local_files_only=True))
+                        if not _damaged(path):
+                            if not _offline():
+                                print(
+                                    f"{repository}: {one_line(error)}; the copy in the cache is used", file=sys.stderr
+                                )
+                            return path
+                busy = response is not None and (response.status_code == 429 or response.status_code >= 500)
+                if not busy or attempt + 1 == ATTEMPTS:
+                    raise _explain(error, repository, revision) from None
+                time.sleep(retry_after(response.headers.get("Retry-After"), attempt))
+    raise AssertionError("unreachable")
 
 
-def _explain(error: Exception, repository: str, revision: str | None) -> ModelError:
+def _ask(repository: str, revision: str | None) -> None:
+    """A first request, which is not tried again: a server that accepts and never answers costs TIMEOUT seconds."""
+    from huggingface_hub import HfApi
+
+    HfApi().repo_info(repository, revision=revision, timeout=TIMEOUT)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """huggingface_hub's client waits for ever for some answers: give its session a time-out, unless it has one."""
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    before = session.timeout
+    if before.read is None:
+        session.timeout = TIMEOUT
+    try:
+        yield
+    finally:
+        session.timeout = before
+
+
+def _explain(error: Exception, repository: str, revision: str | None) -> FetchError:
     """What huggingface_hub raised, as one line that says what to do."""
     from huggingface_hub import constants, errors
 
@@ -166,34 +214,49 @@ def _explain(error: Exception, repository: str, revision: str | None) -> ModelEr
     if isinstance(error, errors.RepositoryNotFoundError):
         return _NotThereError(f"the Hub has no model {repository!r}, or it is private: `hf auth login`")
     if isinstance(error, errors.RevisionNotFoundError):
-        return ModelError(f"{repository} has no revision {revision!r}")
+        return FetchError(f"{repository} has no revision {revision!r}")
     if isinstance(error, OSError) and error.errno:
-        return ModelError(
+        return FetchError(
             f"{constants.HF_HUB_CACHE}: cannot write there ({error.strerror}); HF_HOME names another folder"
         )
     if getattr(getattr(cause, "response", None), "status_code", None) == 401:
         return _NotThereError(f"{repository}: the Hub answers 401; is the token right? `hf auth login`")
     if isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):  # an answer, but a bad one
-        return ModelError(f"{repository}: {one_line(cause)}; what came is kept, run again to go on")
+        return FetchError(f"{repository}: {one_line(cause)}; what came is kept, run again to go on")
     why = "HF_HUB_OFFLINE forbids to fetch it" if _offline() else f"the Hub cannot be used: {one_line(cause)}"
     return _NotThereError(f"{repository} is not in the cache, and {why}")
 
 
-def _verify(repository: str, snapshot: Path) -> None:
-    """Compare large files, once each, with the SHA-256 that the Hub announced, after which its client names them in the
-    cache; the client itself looks only at their size."""
-    for path in snapshot.glob("*.safetensors"):
+def _damaged(snapshot: Path) -> str:
+    """Compare each file, once, with the hash that the Hub announced, after which its client names it in the cache; the
+    client itself looks only at the size. Files that are not what they should be are deleted, and named."""
+    wrong = []
+    for path in snapshot.rglob("*"):
         blob = path.resolve()
-        checked = cache_folder() / "verified" / blob.name
-        if not re.fullmatch("[0-9a-f]{64}", blob.name) or checked.exists():
+        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) or not blob.is_file():
             continue
-        with blob.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != blob.name:
+        state = blob.stat()
+        checked = cache_folder() / "verified" / f"{blob.name}-{state.st_size}-{state.st_mtime_ns}"
+        if checked.exists():
+            continue
+        if not _has_hash(blob, blob.name):
+            wrong.append(path.name)
             blob.unlink()
-            path.unlink()
-            wrong = f"the sha256 of {path.name} is {found}, expected {blob.name}"
-            raise ModelError(f"{repository}: {wrong}; deleted, please try again")
+            path.unlink(missing_ok=True)
+            continue
         with suppress(OSError):  # a read-only cache: then it is checked each time
             checked.parent.mkdir(parents=True, exist_ok=True)
             checked.touch()
+    return f"the sha256 of {', '.join(sorted(wrong))} is not the one announced" if wrong else ""
+
+
+def _has_hash(path: Path, expected: str) -> bool:
+    """Large files go by their SHA-256; small ones by git's SHA-1 of them or, on a mirror, by the plain one."""
+    with path.open("rb") as file:
+        if len(expected) == 64:
+            return hashlib.file_digest(file, "sha256").hexdigest() == expected
+        content = file.read()
+    plain, git = (hashlib.sha1(usedforsecurity=False) for _ in range(2))
+    plain.update(content)
+    git.update(b"blob %d\0" % len(content) + content)
+    return expected in (plain.hexdigest(), git.hexdigest())

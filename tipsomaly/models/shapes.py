@@ -27,7 +27,7 @@ def read_config(
         vocab_size, text_dim = text["token_embedding.weight"][0]
         text_depth = _depth(text, "transformer.resblocks.")
         mlp_dim = text["transformer.resblocks.0.mlp.c_fc.weight"][0][0]
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise ModelError(f"not a TIPS checkpoint: it has no array {error}") from None
     heads = heads or default_heads(dim)
     ratio = _mlp_ratio(dim, hidden, swiglu)

@@ -7,12 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tipsomaly.errors import ModelError
+from tipsomaly.errors import ModelError, explained
+from tipsomaly.files import expand, is_file
 from tipsomaly.models.catalogue import BACKBONES, Prompts
 from tipsomaly.models.download import disk_errors, fetch, lock
 from tipsomaly.models.folder import ModelFolder, existing
 from tipsomaly.models.hub import REPOSITORY, cache_folder, snapshot
 from tipsomaly.prompts.learned import LearnedPrompts
+
+MAX_NUMBERS = 2**20
+"""In one of two learned prompts; the released ones have 8 x 1024."""
 
 
 def convert_prompts(
@@ -28,25 +32,22 @@ def convert_prompts(
     cannot run code. Raises ModelError for any other content.
     """
     source = existing(source)
-    try:
+    with explained(
+        f"{source}: refused, not a plain file of tensors"
+    ):  # a hostile one can make the loader raise anything
         with torch.serialization.safe_globals([torch.nn.ParameterList]):
             content = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile file can make the loader raise nearly anything
-        reason = str(error).strip().splitlines()
-        raise ModelError(
-            f"{source}: refused, not a plain file of tensors ({reason[0] if reason else 'empty'})"
-        ) from None
-    pair = content.get("learnable_prompts") if isinstance(content, dict) else content
-    if not isinstance(pair, list | tuple | torch.nn.ParameterList) or len(pair) != 2:
-        raise ModelError(f"{source}: expected the two prompts of a Tipsomaly checkpoint, normal and abnormal")
-    if not all(isinstance(value, Tensor) and value.is_floating_point() for value in pair):
-        raise ModelError(f"{source}: the prompts are not float tensors")
-    normal, abnormal = (value.detach().float() for value in pair)
+        pair = content.get("learnable_prompts") if isinstance(content, dict) else content
+        if not isinstance(pair, list | tuple | torch.nn.ParameterList) or len(pair) != 2:
+            raise ModelError(f"{source}: expected the two prompts of a Tipsomaly checkpoint, normal and abnormal")
+        for value in pair:
+            plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+            if not plain or not value.is_floating_point() or value.numel() > MAX_NUMBERS:
+                raise ModelError(f"{source}: the prompts are not plain float tensors")
+        normal, abnormal = (value.detach().float().clone() for value in pair)
     metadata = {"source": source.name, "name": Path(out).stem, **(metadata or {})}
-    try:
+    with explained(source):
         prompts = LearnedPrompts(normal, abnormal, prompt_ensemble, metadata)
-    except ValueError as error:
-        raise ModelError(f"{source}: {error}") from None
     prompts.save(out)
     return prompts
 
@@ -57,8 +58,8 @@ def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
     text, sets = str(name), folder.prompt_sets()
     if text in sets:
         return sets[text]
-    if Path(name).expanduser().is_file():
-        return Path(name).expanduser()
+    if is_file(expand(name)):
+        return expand(name)
     if text in released_prompts(folder):
         return _fetch_prompts(folder.name, text, released_prompts(folder)[text])
     if match := REPOSITORY.fullmatch(text):
@@ -72,10 +73,8 @@ def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
 def read_prompts(folder: ModelFolder, name: str | Path) -> LearnedPrompts:
     """The prompts of that name, see `find_prompts`. Raises ModelError."""
     path = find_prompts(folder, name)
-    try:
+    with explained(path):
         return LearnedPrompts.load(path)
-    except ValueError as error:
-        raise ModelError(str(error)) from None
 
 
 def default_prompts(folder: ModelFolder, domain: object) -> LearnedPrompts | None:
