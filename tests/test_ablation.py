@@ -3,13 +3,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from tipsomaly.data.layouts import read_dataset
+from tipsomaly.detection.scoring import anomaly_probability
 from tipsomaly.errors import ModelError
+from tipsomaly.prompts.learned import LearnedPrompts
 from tipsomaly.studies import ablation
-from tipsomaly.studies.evaluation import evaluate
+from tipsomaly.studies.evaluation import Variant, evaluate, score_class
+from tipsomaly.studies.paper import published
+from tipsomaly.studies.training import Features, initial_prompts, train_prompts
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,7 @@ def test_rows(studies):
         "2b": ["local", "global", "both"],
         "2c": ["S1", "S2", "S3", "S4", "S5"],
         "6": ["industrial", "medical", "object-agnostic"],
-        "7": ["block 1 of 3", "block 2 of 3", "block 3 of 3"],
+        "7": ["block 3 of 3", "blocks 2, 3 of 3", "blocks 1, 2, 3 of 3"],
         "figure3": ["1 token", "2 tokens", "4 tokens", "8 tokens", "16 tokens"],
     }
 
@@ -50,9 +56,38 @@ def test_rows_agree_with_an_evaluation_of_their_own(studies, pipe, drawn):
 
 
 def test_recipes_of_training_differ(studies):
-    assert studies["2b"].rows["local"] == studies["figure3"].rows["8 tokens"]
+    learned, decoupled = studies["2b"].rows["local"], studies["figure3"].rows["8 tokens"]
+    assert {k: v for k, v in learned.items() if "image" not in k} == {
+        k: v for k, v in decoupled.items() if "image" not in k
+    }
     assert studies["2b"].rows["local"]["pixel_ap"] != studies["2b"].rows["global"]["pixel_ap"]
     assert len({metrics["pixel_ap"] for metrics in studies["figure3"].rows.values()}) == 5
+
+
+def test_table_2b_scores_images_with_the_learned_prompts(pipe, drawn):
+    samples = read_dataset(drawn, classes=["felt"])
+    measured = ablation.ablate(pipe, samples, samples, epochs=1)["2b"].rows["local"]
+    start = LearnedPrompts(*initial_prompts(pipe.tips.config.text.dim, 8, 111), pipe.prompts.ensemble)
+    [(prompts, _)] = train_prompts(pipe.tips, pipe.tokenizer, Features(pipe, samples), start, epochs=1)
+    results = pipe.with_options(prompts=prompts, mode="learned")([s.image for s in samples], "felt")
+    expected = roc_auc_score([s.label for s in samples], [r.score for r in results])
+    assert measured["image_auroc"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_table_7_averages_the_maps_of_blocks(pipe, drawn):
+    samples = read_dataset(drawn, classes=["felt"])
+    [result] = score_class([Variant(pipe, (1, 2))], samples)()
+    tokens = pipe.encode_layers(next(pipe.pixels([samples[0].image])), [1, 2])
+    maps = [anomaly_probability(t.patches, pipe.prototypes("felt")[1], pipe.tips.config.temperature) for t in tokens]
+    assert result.pictures[0].local_score == pytest.approx(float((maps[0] + maps[1]).max() / 2), abs=1e-5)
+
+
+def test_the_papers_rows_stand_beside_the_papers_data_only(studies, drawn, monkeypatch):
+    assert all(not study.paper for study in studies.values())
+    study = replace(studies["2c"], paper=published("2c", "VisA"))
+    line = next(line for line in study.markdown().splitlines() if line.startswith("| S2 (TIPS-L/14-HR: paper, not"))
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["83.4", "85.8", "-"]
+    assert "S2 is better than S5 on MVTec AD" in study.markdown()
 
 
 def test_one_pass_serves_all(pipe, drawn, monkeypatch):

@@ -83,7 +83,7 @@ def test_variants_that_share_tokens_and_maps_score_as_alone(golden, pipe, sample
     group = samples[:7]
     pipes = [pipe.with_options(mode=mode) for mode in ("fixed", "learned", "decoupled")]
     pipes.append(pipe.with_options(domain="medical"))
-    variants = [*map(Variant, pipes), Variant(pipe, layer=0), Variant(pipe, layer=-1)]
+    variants = [*map(Variant, pipes), Variant(pipe, (0,)), Variant(pipe, (-1,))]
     results = score_class(variants, group)()
     for pipeline, result in zip(pipes, results, strict=False):
         assert result.metrics() == pytest.approx(score_class([Variant(pipeline)], group)()[0].metrics(), abs=1e-6)

@@ -39,10 +39,11 @@ CLASSES_AHEAD = 4
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """Something to score: a pipeline, and the block of the vision tower (0-based) whose patches make the map."""
+    """Something to score: a pipeline, and the blocks of the vision tower (0-based) whose patches make the map. That of
+    several is the mean of their maps of probabilities."""
 
     pipeline: Pipeline
-    layer: int = -1
+    layers: tuple[int, ...] = (-1,)
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,13 @@ def score_class(
     first, class_name = variants[0].pipeline, samples[0].class_name
     temperature, size = first.tips.config.temperature, first.image_size
     depth = first.tips.config.vision.depth
-    layers = sorted({depth - 1, *(variant.layer % depth for variant in variants)})
+    layers = sorted({depth - 1, *(layer % depth for variant in variants for layer in variant.layers)})
     pairs = [variant.pipeline.prototypes(samples[0].called) for variant in variants]
-    # Variants of the same layer and local prototypes have the same map, which is made and measured once.
-    keys = [(v.layer % depth, local.cpu().numpy().tobytes()) for v, (_, local) in zip(variants, pairs, strict=True)]
+    # Variants of the same layers and local prototypes have the same map, which is made and measured once.
+    keys = [
+        (tuple(layer % depth for layer in variant.layers), local.cpu().numpy().tobytes())
+        for variant, (_, local) in zip(variants, pairs, strict=True)
+    ]
     local_prototypes = {key: local for key, (_, local) in zip(keys, pairs, strict=True)}
     with_masks = all(sample.mask for sample in samples if sample.label)
     pixels = {key: PixelMetrics() for key in local_prototypes}
@@ -264,7 +268,8 @@ def score_class(
             chosen = samples[done : done + len(batch)]
             done += len(batch)
             for key, prototypes in local_prototypes.items():
-                patches = scoring.anomaly_probability(tokens[key[0]].patches, prototypes, temperature)
+                maps = [scoring.anomaly_probability(tokens[i].patches, prototypes, temperature) for i in key[0]]
+                patches = torch.stack(maps).mean(0)
                 jobs.append(lanes[key].submit(measure, key, patches.cpu().numpy(), chosen))
             while len(jobs) > AHEAD * len(lanes):
                 jobs.popleft().result()
