@@ -98,6 +98,17 @@ def test_only_the_first_frame_of_an_animation_is_used_and_said(format):
     assert load_image(encoded(frames[0], format)).note is None
 
 
+def test_a_picture_that_is_handed_in_keeps_its_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue", "lime")]
+    image = Image.open(io.BytesIO(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])))
+    for frame, pixel in ((1, (0, 0, 255)), (0, (255, 0, 0)), (2, (0, 255, 0))):
+        image.seek(frame)
+        loaded = load_image(image)
+        assert loaded.image.getpixel((0, 0)) == pixel
+        assert loaded.note == ("only the first frame is used" if frame == 0 else f"only frame {frame + 1} is used")
+        assert image.tell() == frame
+
+
 @pytest.mark.parametrize(
     "array",
     [
@@ -108,6 +119,9 @@ def test_only_the_first_frame_of_an_animation_is_used_and_said(format):
         np.full((3, 4), 128 / 255, np.float64),
         np.full((3, 4), 128 * 257, np.uint16),
         torch.full((3, 4, 3), 128, dtype=torch.uint8),
+        torch.full((3, 4, 3), 128 / 255, requires_grad=True),
+        torch.full((3, 4, 3), 128 / 255, dtype=torch.bfloat16),
+        torch.full((3, 4, 3), 128 / 255, dtype=torch.float16),
     ],
 )
 def test_arrays(array):
@@ -127,6 +141,9 @@ def test_arrays(array):
         (np.array([[0.5, 2.0]]), r"floats must be in \[0, 1\]"),
         (np.zeros((3, 4), np.int64), "got int64"),
         (np.zeros((3, 4), "U1"), "got <U1"),
+        (torch.zeros(3, 4).to_sparse(), "expected a dense one"),
+        (torch.zeros(3, 4, device="meta"), "tensor: holds no pixels"),
+        (torch.zeros(3, 4, dtype=torch.complex64), "got complex64"),
         (np.broadcast_to(np.uint8(0), (10**5, 10**4)), "megapixels"),
     ],
 )

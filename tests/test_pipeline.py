@@ -1,5 +1,7 @@
+import copy
 import json
 import math
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -7,9 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from full_disk import files_of_at_most
 from PIL import Image
 
 from tipsomaly import ImageError, ModelError, Pipeline, PromptEnsemble
+from tipsomaly.errors import OptionError
 from tipsomaly.models.device import bfloat16_is_faster, choose_device, choose_dtype
 from tipsomaly.models.folder import ModelFolder
 
@@ -143,6 +147,11 @@ def test_regions_masks_and_saved_files(golden, pictures, tmp_path):
     assert left <= x < right
     assert top <= y < bottom
     assert result.regions(1.1) == []
+    with pytest.raises(OptionError, match="without a calibration there is no threshold"):
+        result.regions()
+    calibrated = replace(result, pixel_threshold=peak * 0.9)
+    assert calibrated.regions() == regions
+    assert np.array_equal(calibrated.mask(), mask)
     paths = result.save(tmp_path / "out")
     np.testing.assert_array_equal(np.load(paths["map"]), result.anomaly_map)
     assert paths["overlay"].name == "3_overlay.png"
@@ -324,3 +333,75 @@ def test_a_word_that_the_model_does_not_know_is_noted_and_counts_as_object(golde
     torch.testing.assert_close(pipe.prototypes("schraube"), golden.pipe.prototypes("object"))
     pipe.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "words.txt").read_text().split() == ["metal", "nut", "object"]
+
+
+def test_a_pipeline_can_be_pickled(golden, pictures):
+    again = pickle.loads(pickle.dumps(golden.pipe))
+    assert again(pictures[0], "nut").score == golden.pipe(pictures[0], "nut").score
+    assert again.settings() == golden.pipe.settings()
+
+
+def test_what_was_read_before_its_source_fails_is_handed_out(golden, pictures):
+    def failing():
+        yield from pictures[:3]
+        raise OSError("the camera is gone")
+
+    for options in ({}, {"tile": 60}):
+        seen = []
+        with pytest.raises(OSError, match="the camera is gone"):
+            seen.extend(golden.pipe.with_options(**options).stream(failing(), batch_size=2))
+        assert [result.source for result in seen] == pictures[:3]
+
+
+def test_scores_that_are_not_finite_are_errors(golden, pictures):
+    pipe = copy.deepcopy(golden.pipe)
+    with torch.no_grad():
+        pipe.tips.vision_encoder.cls_token[0, 0, 0] = math.inf
+    for tile in (None, 60):
+        outcomes = list(pipe.with_options(tile=tile).stream([*pictures, b"junk"], errors="yield", maps=True))
+        assert len(outcomes) == 6
+        assert [str(outcome) for outcome in outcomes[:5]] == [
+            f"{path}: its scores are not finite; a dtype of float32 helps where float16 is too narrow"
+            for path in pictures
+        ]
+
+
+def test_a_batch_size_is_kept_to(golden, pictures, monkeypatch):
+    pipe = golden.pipe.with_options(tile=60)
+    seen, encode = [], type(pipe.engine).encode
+    monkeypatch.setattr(
+        type(pipe.engine), "encode", lambda self, pixels: seen.append(len(pixels)) or encode(self, pixels)
+    )
+    pipe(pictures[3], batch_size=3)  # 200 x 100: the whole and 5 x 2 tiles
+    assert seen == [3, 3, 3, 2]
+    for size in (0, -1, 2.5):
+        with pytest.raises(OptionError, match="at least 1"):
+            pipe(pictures[3], batch_size=size)
+        with pytest.raises(OptionError, match="at least 1"):
+            next(golden.pipe.pixels(pictures, size))
+
+
+def test_an_overlap_goes_with_its_tiles(golden):
+    pipe = golden.pipe.with_options(tile=100, overlap=0.5)
+    assert pipe.with_options(tile=200).options.overlap == 0.5
+    assert pipe.with_options(tile=None).options.overlap is None
+    with pytest.raises(OptionError, match="give their side"):
+        golden.pipe.with_options(overlap=0.5)
+
+
+def test_a_comparison_finds_the_prompts_of_a_fixed_pipeline(golden, pictures):
+    fixed = Pipeline.from_pretrained(golden.folder, mode="fixed", image_size=golden.pipe.image_size)
+    results = fixed.compare(pictures[0], "nut")
+    assert results["decoupled"].score == pytest.approx(golden.pipe(pictures[0], "nut").score, abs=1e-5)
+
+
+def test_a_full_disk_leaves_no_half_model(golden, tmp_path):
+    for out in (tmp_path / "model", golden_copy := tmp_path / "there"):
+        if out is golden_copy:
+            golden.pipe.save_pretrained(out)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with files_of_at_most(20_000), pytest.raises(OSError) as caught:
+            golden.pipe.with_options(image_size=56).save_pretrained(out)
+        assert caught.value.filename == str(out)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]

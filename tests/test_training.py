@@ -149,6 +149,14 @@ def test_cached_features_are_not_computed_again(pipe, samples, tmp_path, monkeyp
         next(tmp_path.glob(f"*/00000{number}.safetensors")).unlink()
     Features(pipe, samples, 4, tmp_path)
     assert encoded == [s.image for s in samples[8:]]
+    for number, damage in ((0, lambda content: content[:-1]), (2, lambda content: content[:-9] + b"damaged!!")):
+        encoded.clear()
+        path = next(tmp_path.glob(f"*/00000{number}.safetensors"))
+        content = path.read_bytes()
+        path.write_bytes(damage(content))
+        Features(pipe, samples, 4, tmp_path)
+        assert encoded == [s.image for s in samples[4 * number : 4 * number + 4]]
+        assert path.read_bytes() == content
     encoded.clear()
     Features(pipe.with_options(image_size=42), samples, 4, tmp_path)
     assert len(encoded) == 14
@@ -184,6 +192,12 @@ def test_a_finished_training_is_lengthened_or_begun_anew(pipe, samples, start, t
     train(pipe, features, path, start, epochs=2)
     assert path.read_bytes() == whole.read_bytes()
     assert "not a training state" in capsys.readouterr().err
+
+
+def test_the_loss_curve_does_not_take_the_place_of_the_prompts(pipe, samples, start, tmp_path):
+    for name in ("p.png", "p.v1", "p", "p.state"):
+        with pytest.raises(ModelError, match="must end in .safetensors"):
+            train(pipe, None, tmp_path / name, start)
 
 
 def test_a_training_that_runs_away_stops(pipe, samples, start, tmp_path):

@@ -19,6 +19,7 @@ from tipsomaly.detection.result import Result
 from tipsomaly.detection.settings import Settings
 from tipsomaly.detection.views import Picture, Viewer
 from tipsomaly.errors import ImageError, ModelError, OptionError, one_line
+from tipsomaly.files import expand, staged_folder
 from tipsomaly.models.catalogue import BACKBONES
 from tipsomaly.models.device import choose_device, choose_dtype
 from tipsomaly.models.folder import ModelFolder, write_model
@@ -343,12 +344,14 @@ class Pipeline:
         return normal, abnormal
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a model folder that `from_pretrained` and `transformers.Tipsv2Model` read."""
-        write_model(Path(folder), self.tips, self.tokenizer, self.image_size)
-        if self.prompts is not None:
-            name = self.prompts.metadata.get("name", "")
-            name = name if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else "default"  # whoever made them, chose it
-            self.prompts.save(Path(folder) / "prompts" / f"{name}.safetensors")
+        """Write a model folder that `from_pretrained` and `transformers.Tipsv2Model` read, whole or not at all;
+        files of other names that are there stay."""
+        with staged_folder(expand(folder)) as staging:
+            write_model(staging, self.tips, self.tokenizer, self.image_size)
+            if self.prompts is not None:
+                name = self.prompts.metadata.get("name", "")
+                name = name if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else "default"  # whoever made them, chose it
+                self.prompts.save(staging / "prompts" / f"{name}.safetensors")
 
     def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Publish what `save_pretrained` writes as the Hub repository `org/name`, made if it is not there, and return

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tipsomaly.errors import ModelError, explained, one_line
-from tipsomaly.files import expand, is_file, staged_folder
+from tipsomaly.files import expand, is_file
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.shapes import DEFAULT_TEMPERATURE, read_config
 from tipsomaly.models.tips import Tips, from_transformers
@@ -142,17 +142,20 @@ def write_configs(folder: Path, config: TipsConfig, image_size: tuple[int, int])
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_model(out: Path, tips: Tips, tokenizer: Tokenizer, image_size: tuple[int, int]) -> None:
-    """Write a model folder without prompts, whole or not at all; files of other names that are there stay."""
+def write_model(folder: Path, tips: Tips, tokenizer: Tokenizer, image_size: tuple[int, int]) -> None:
+    """Write the files of a model folder but its prompts. Raises OSError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with staged_folder(out) as staging:
-        write_configs(staging, tips.config, image_size)
-        tensors = {name: value.cpu().contiguous() for name, value in tips.state_dict().items()}
-        save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
-        (staging / "tokenizer.model").write_bytes(tokenizer.model)
-        if tokenizer.words is not None:
-            write_words(staging, tokenizer.words)
+    write_configs(folder, tips.config, image_size)
+    tensors = {name: value.cpu().contiguous() for name, value in tips.state_dict().items()}
+    try:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(one_line(error)) from None
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    if tokenizer.words is not None:
+        write_words(folder, tokenizer.words)
 
 
 def write_words(folder: Path, words: Iterable[str]) -> None:

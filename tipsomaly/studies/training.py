@@ -6,13 +6,14 @@ epoch touches only the text tower.
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample, states
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import TrainingError
-from tipsomaly.files import digest, to_json, write_atomically
+from tipsomaly.files import digest, sha256, to_json, write_atomically
 from tipsomaly.models.tips import ImageTokens, Tips
 from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.prompts.learned import LearnedPrompts, prompts_file
@@ -184,7 +185,7 @@ class Features(Sequence[TrainingBatch]):
 
     They lie in memory as the tower gave them or, with `cache`, in float16 in a folder of their own in it, a file a
     batch. The folder is named by a digest of weights, input size and the data set's files (sizes and times), so that
-    the next run finds them, and one that was cut off goes on where it was.
+    the next run finds them, and one that was cut off goes on where it was. A damaged file is computed again.
     """
 
     def __init__(
@@ -211,15 +212,16 @@ class Features(Sequence[TrainingBatch]):
             place = f"in {self._folder}" if cache else "in memory (on disk, in half the size: --cache DIR)"
             print(f"features of {len(samples)} pictures: {self.nbytes / 1e6:,.0f} MB {place}", file=sys.stderr)
         self._memory: list[dict[str, Tensor]] = []
-        missing = [i for i in range(len(self)) if not self._path(i).is_file()] if cache else range(len(self))
-        first = missing[0] if missing else len(self)
-        batches = encode_samples(pipeline, samples[first * batch_size :], batch_size)
-        batches = tqdm(batches, "encode", len(self) - first, unit="batch", disable=None if progress else True)
-        for index, batch in enumerate(batches, first):
+        missing = [i for i in range(len(self)) if not (cache and _is_whole(self._path(i)))]
+        wanted = [sample for i in missing for sample in samples[i * batch_size : (i + 1) * batch_size]]
+        batches = encode_samples(pipeline, wanted, batch_size)
+        batches = tqdm(batches, "encode", len(missing), unit="batch", disable=None if progress else True)
+        for index, batch in zip(missing, batches, strict=True):
             tensors = {name: token.to("cpu", self._dtype) for name, token in batch.tokens._asdict().items()}
             tensors |= {"masks": batch.masks.cpu().bool(), "labels": batch.labels.cpu()}
             if cache:
-                write_atomically(self._path(index), save({name: t.contiguous() for name, t in tensors.items()}))
+                tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+                write_atomically(self._path(index), save(tensors, {"sha256": _checksum(tensors)}))
             else:
                 self._memory.append(tensors)
 
@@ -236,6 +238,19 @@ class Features(Sequence[TrainingBatch]):
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index:06}.safetensors"
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return (file.metadata() or {}).get("sha256") == _checksum(tensors)
+    except (OSError, ValueError, RuntimeError, SafetensorError):
+        return False
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return sha256(*(tensors[name] for name in sorted(tensors)))
 
 
 def train(
