@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tipsomaly.errors import ModelError, explained, short
 from tipsomaly.files import expand, to_json, write_atomically
 
@@ -51,3 +53,30 @@ class Calibration:
             theirs = self.settings.get(name)
             if ours != theirs:
                 raise ModelError(f"this calibration was made with {name} {short(theirs)}, not {short(ours)}")
+
+
+class PixelCounts:
+    """How many pixels of maps reach which score: in bins of 512 float32 numbers, in constant memory."""
+
+    def __init__(self) -> None:
+        self._bins = np.zeros(_BINS, np.int64)
+
+    def add(self, anomaly_map: np.ndarray) -> None:
+        """A map (H, W), float32 in [0, 1]."""
+        keys = (anomaly_map.ravel() + np.float32(0)).view(np.uint32) >> _SHIFT  # in the order of the scores
+        self._bins += np.bincount(keys, minlength=_BINS)
+
+    def threshold(self, share: float) -> float:
+        """The smallest that at most this share of the pixels reach, or above that by at most 2^-14 of itself."""
+        above = np.cumsum(self._bins[::-1])[::-1]  # the pixels of a bin and those above
+        edge = np.searchsorted(-above, -allowed(share, above[0]))  # the first bin that few enough reach
+        return float((np.uint32(edge) << _SHIFT).view(np.float32))
+
+
+_SHIFT = np.uint32(9)
+_BINS = (0x3F800000 >> 9) + 1  # up to the score 1
+
+
+def allowed(share: float, count: int) -> int:
+    """floor(share * count), where 0.29 of 100 is 29."""
+    return int(share * count + 1e-9)

@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tipsomaly.data.images import ImageSource
-from tipsomaly.detection.calibration import Calibration
+from tipsomaly.detection.calibration import Calibration, PixelCounts, allowed
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.names import clean_class_name
 
@@ -29,28 +29,16 @@ def calibrate(
         raise ValueError(f"the target false-positive rate must be between 0 and 1, not {target_fpr}")
     if not images:
         raise ValueError("a calibration needs normal pictures")
-    scores, bins = [], np.zeros(_BINS, np.int64)
+    scores, pixels = [], PixelCounts()
     results = pipeline.stream(images, class_name, batch_size=batch_size)
     for result in tqdm(results, total=len(images), unit="picture", disable=None if progress else True):
         scores.append(result.score)
-        keys = (result.anomaly_map.ravel() + np.float32(0)).view(np.uint32) >> _SHIFT  # in the order of the scores
-        bins += np.bincount(keys, minlength=_BINS)
-    above = np.cumsum(bins[::-1])[::-1]  # the pixels of a bin and those above
-    edge = np.searchsorted(-above, -_allowed(target_fpr, above[0]))  # the first bin that few enough reach
+        pixels.add(result.anomaly_map)
     return Calibration(
-        image_threshold=float(np.nextafter(sorted(scores)[-1 - _allowed(target_fpr, len(scores))], np.inf)),
-        pixel_threshold=float((np.uint32(edge) << _SHIFT).view(np.float32)),
+        image_threshold=float(np.nextafter(sorted(scores)[-1 - allowed(target_fpr, len(scores))], np.inf)),
+        pixel_threshold=pixels.threshold(target_fpr),
         class_name=clean_class_name(class_name),
         target_fpr=target_fpr,
         pictures=len(scores),
         settings=pipeline.settings(),
     )
-
-
-_SHIFT = np.uint32(9)
-_BINS = (0x3F800000 >> 9) + 1  # up to the score 1
-
-
-def _allowed(share: float, count: int) -> int:
-    """floor(share * count), where 0.29 of 100 is 29."""
-    return int(share * count + 1e-9)
