@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -113,6 +114,45 @@ def test_an_interrupted_evaluation_goes_on(pipe, samples, evaluation, tmp_path, 
     assert evaluate(pipe, samples, output=tmp_path, strategy="S1").per_class() == evaluation.per_class("S1")
     assert encoded == [7, 7]  # another strategy needs no new scores
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_class_is_stored_as_soon_as_it_is_measured(pipe, samples, tmp_path, monkeypatch):
+    pixels, stored = Pipeline.pixels, []
+
+    def waiting(self, images, batch_size):
+        """The second class begins; the first one is stored meanwhile."""
+        if "metal_nut" in str(images[0]):
+            until = time.monotonic() + 60
+            while not stored and time.monotonic() < until:
+                time.sleep(0.01)
+                stored[:] = (tmp_path / "classes").glob("*.json")
+        return pixels(self, images, batch_size)
+
+    monkeypatch.setattr(Pipeline, "pixels", waiting)
+    evaluate(pipe, samples, output=tmp_path)
+    assert [path.name[:5] for path in stored] == ["felt-"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: text.replace('"label": 1', '"label": 0'),
+        lambda text: text.replace('"global_score": 0.', '"global_score": NaN, "x": 0.', 1),
+        lambda text: text.replace('"aupro"', '"pro"'),
+        lambda text: "[" * 100_000,
+    ],
+)
+def test_a_damaged_class_is_computed_again(pipe, samples, evaluation, tmp_path, encoded, damage):
+    felt = samples[:7]
+    evaluate(pipe, felt, output=tmp_path)
+    [stored] = (tmp_path / "classes").iterdir()
+    whole = stored.read_text()
+    stored.write_text(damage(whole))
+    assert evaluate(pipe, felt, output=tmp_path).classes == evaluation.classes[:1]
+    assert stored.read_text() == whole
+    assert encoded == [7, 7]
 
 
 def test_what_changed_is_computed_again(golden, pipe, drawn, tmp_path, encoded):

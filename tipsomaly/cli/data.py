@@ -84,7 +84,7 @@ def evaluate(
     from tipsomaly.studies.worst import save_worst
 
     chosen = choose_formats(formats, output)
-    samples, layout_name, domain = read_samples(root, layout, split, classes, domain, class_names)
+    samples, _, domain = read_samples(root, layout, split, classes, domain, class_names)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
     evaluation = evaluate_samples(
         pipe,
@@ -92,7 +92,6 @@ def evaluate(
         strategy=strategy.value,
         batch_size=batch_size,
         output=output,
-        layout=layout_name,
         progress=True,
     )
     print(evaluation.markdown(), end="")

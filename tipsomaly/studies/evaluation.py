@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,13 +25,14 @@ from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample, by_class, states
 from tipsomaly.detection import scoring
 from tipsomaly.detection.pipeline import Pipeline
-from tipsomaly.errors import DatasetError
+from tipsomaly.errors import DatasetError, printable
 from tipsomaly.files import digest, write_atomically
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.studies.metrics import Metrics, PixelMetrics, dataset_mean, image_metrics
 from tipsomaly.studies.paper import MODEL, NOT_OURS, Paper, paper_results
 from tipsomaly.studies.tables import METRICS, digits, table
 
+PIXEL_METRICS = tuple(name for name in METRICS if not name.startswith("image"))
 AHEAD = 16
 """Batches that wait to be measured at most."""
 CLASSES_AHEAD = 4
@@ -64,6 +66,10 @@ class PictureScore:
         return scoring.image_scores(self.object_score, self.global_score, self.local_score)[strategy]
 
 
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no result")
+
+
 @dataclass(frozen=True)
 class ClassResult:
     """The scores of a class's pictures and its pixel metrics, which are None in a data set without masks."""
@@ -73,14 +79,20 @@ class ClassResult:
     pixels: Metrics
 
     @classmethod
-    def from_json(cls, path: Path, samples: Sequence[Sample]) -> "ClassResult":
-        """What an earlier run wrote of these samples, which it may have known by other paths."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        pictures = (
-            PictureScore(**picture | {"image": str(sample.image)})
-            for picture, sample in zip(content["pictures"], samples, strict=True)
-        )
-        return cls(content["class_name"], tuple(pictures), content["pixels"])
+    def load(cls, path: Path, samples: Sequence[Sample]) -> "ClassResult | None":
+        """What an earlier run wrote of these samples, perhaps known by other paths then; None if it is not whole."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+            pictures = tuple(
+                PictureScore(**picture | {"image": str(sample.image)})
+                for picture, sample in zip(content["pictures"], samples, strict=True)
+            )
+            result = cls(content["class_name"], pictures, {name: content["pixels"][name] for name in PIXEL_METRICS})
+            result.metrics()
+        except Exception:  # a damaged file can hold anything
+            return None
+        as_known = [(s.defect, s.label) for s in samples]
+        return result if [(p.defect, p.label) for p in pictures] == as_known else None
 
     def metrics(self, strategy: str = "S5") -> Metrics:
         """All METRICS; None where one is not defined, as for a class without defects."""
@@ -167,14 +179,12 @@ def evaluate(
     strategy: str = "S5",
     batch_size: int = 16,
     output: str | Path | None = None,
-    layout: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """The metrics of a data set: pixels at the pipeline's input size, masks resized to it (`load_mask`).
 
     With `output` a finished class is a file in its folder `classes`, used again by the next call if weights, prompts,
-    options and the data set's files (sizes and times) are the same; the results are written beside. `layout` is the
-    name of the data set's layout, by which the paper's numbers are found.
+    options and the data set's files (sizes and times) are the same; the results are written beside.
 
     Raises ValueError for an unknown strategy, DatasetError and ImageError for a file that cannot be used.
     """
@@ -185,35 +195,37 @@ def evaluate(
     output = Path(output) if output else None
     settings = pipeline.settings()
     results: dict[str, ClassResult] = {}
-    waiting: deque[tuple[str, Path | None, Callable[[], list[ClassResult]]]] = deque()
+    waiting: deque[Future] = deque()
 
-    def finish_first() -> None:
-        class_name, store, finish = waiting.popleft()
+    def keep(class_name: str, store: Path | None, finish: Callable[[], list[ClassResult]]) -> None:
         [results[class_name]] = finish()
         if store:
-            write_atomically(store, json.dumps(asdict(results[class_name])))
+            write_atomically(store, json.dumps(asdict(results[class_name]), allow_nan=False))
 
     groups = by_class(samples)
-    with tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar:
+    # A class is stored as soon as it is measured, while the next ones are encoded. Leaving this block waits for those
+    # that are encoded: an interrupt loses none of them.
+    with (
+        tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar,
+        ThreadPoolExecutor(1, thread_name_prefix="store") as keeper,
+    ):
         for class_name, group in groups.items():
             bar.set_description(class_name)
             slug = re.sub(r"\W+", "_", class_name)[:60]
             key = digest(["classes-v3", settings, states(group)])
             store = output / "classes" / f"{slug}-{key[:16]}.json" if output else None
             if store and store.is_file():
-                results[class_name] = ClassResult.from_json(store, group)
-                bar.update(len(group))
-                continue
-            try:
-                waiting.append((class_name, store, score_class([Variant(pipeline)], group, batch_size, bar)))
-            except BaseException:
-                while waiting:  # classes that only wait for their maps are not lost
-                    finish_first()
-                raise
+                if known := ClassResult.load(store, group):
+                    results[class_name] = known
+                    bar.update(len(group))
+                    continue
+                print(f"{printable(store)}: damaged, computed again", file=sys.stderr)
+            finish = score_class([Variant(pipeline)], group, batch_size, bar)
+            waiting.append(keeper.submit(keep, class_name, store, finish))
             if len(waiting) == CLASSES_AHEAD:
-                finish_first()
-        while waiting:
-            finish_first()
+                waiting.popleft().result()
+        for job in waiting:
+            job.result()
     evaluation = Evaluation(tuple(results[name] for name in groups), settings, strategy, paper_results(samples))
     if output:
         evaluation.save(output)
