@@ -1,6 +1,7 @@
 """The Space: zero-shot anomaly detection in a browser and as a service. What it does is in tipsomaly/service/."""
 
 import argparse
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,7 +80,8 @@ Anomaly Detection*, ICASSP 2026, [arXiv 2602.03594](https://arxiv.org/abs/2602.0
 
 ### Licences
 This code and nano: MIT. TIPS weights: Apache-2.0 / CC-BY 4.0, Google. The authors' learned prompts: MIT.
-The example pictures are drawn by our own code.
+The example photographs are CC0; our own code composed the defects on them and drew the pictures that say so.
+Sources and authors are in `examples/examples.json`.
 
 ### As a service
 Every function of the page has an endpoint: `/detect`, `/localize`, `/compare`, `/batch`; `/health` says whether the
@@ -326,9 +328,10 @@ EMPTY = '<div class="card">Choose a picture or one of the examples: the result a
 
 
 def examples() -> list[list[str]]:
-    """The bundled pictures with the class that each file is named after: `<class>-<number>.jpg`."""
-    folder = HERE / "examples" / "pictures"
-    return [[str(path), path.stem.rsplit("-", 1)[0].replace("_", " ")] for path in sorted(folder.glob("*.*"))]
+    """The bundled pictures: path, class, fixed prompts and caption of each."""
+    folder = HERE / "examples"
+    entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+    return [[str(folder / e["picture"]), e["class_name"], e["domain"], e["caption"]] for e in entries]
 
 
 def build(space: Space) -> gr.Blocks:
@@ -360,11 +363,11 @@ def build(space: Space) -> gr.Blocks:
                 run = gr.Button("Inspect", variant="primary")
                 samples = gr.Dataset(
                     components=[image],
-                    samples=[[path] for path, _ in examples()],
-                    label="Examples (drawn)",
+                    samples=[[path] for path, *_ in examples()],
+                    label="Examples",
                     type="index",
                     layout="gallery",
-                    samples_per_page=12,
+                    samples_per_page=24,
                 )
                 with gr.Accordion("Model and prompts", open=False):
                     model = gr.Dropdown(space.choices, label="Model / learned prompts, for the map")
@@ -457,7 +460,8 @@ def build(space: Space) -> gr.Blocks:
         drawn = [threshold, slider, scale, outlined, mask_view, regions, downloads]
         private = {"api_visibility": "private"}
         model_runs = {"concurrency_limit": 2, "concurrency_id": "model"}
-        pick = samples.click(lambda i: examples()[i], samples, [image, class_name], show_progress="hidden", **private)
+        picked = [image, class_name, domain]
+        pick = samples.click(lambda i: examples()[i][:3], samples, picked, show_progress="hidden", **private)
         for event in (run.click, image.input, pick.then):
             event(
                 demo.inspect,

@@ -85,7 +85,7 @@ def test_detection_then_localization(page):
 
 def test_an_example_is_one_click(page):
     page.locator(".gallery-item").first.click()
-    page.get_by_text("of 2 · felt").wait_for()
+    page.get_by_text("of 2 · tile").wait_for()
 
 
 def test_comparison_with_own_phrases_and_ground_truth(page):
@@ -115,7 +115,7 @@ def test_a_broken_upload_is_one_line(page, tmp_path):
 def test_batch_table(page, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    names = ["felt-1.jpg", "zipper-2.jpg"]
+    names = ["wood-defect.jpg", "zipper-2.jpg"]
     hostile = tmp_path / "hostile.zip"
     with zipfile.ZipFile(hostile, "w") as archive:
         archive.write(PICTURE.parent / names[1], "<img src=x onerror='window.harmed = true'>.jpg")

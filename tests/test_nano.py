@@ -1,24 +1,17 @@
 """The bundled model, and the code that draws its pictures and trains it."""
 
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from hub.nano import pictures, train
+from hub.nano.canvas import Canvas
+from hub.nano.defects import DEFECTS, apply
+from hub.nano.photo import photograph
+from hub.nano.surfaces import HELD_OUT, SURFACES
 from tipsomaly import Pipeline
 from tipsomaly.models.hub import BUNDLED
-from tipsomaly.studies.metrics import PixelMetrics
-
-ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT / "examples"
-from hub.nano import pictures, train  # noqa: E402
-from hub.nano.canvas import Canvas  # noqa: E402
-from hub.nano.defects import DEFECTS, apply  # noqa: E402
-from hub.nano.photo import photograph  # noqa: E402
-from hub.nano.surfaces import HELD_OUT, SURFACES  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +37,6 @@ def test_transformers_opens_it_with_the_same_outputs(nano):
 def test_it_knows_the_words_of_the_prompts(nano):
     for word in ("flawless", "damaged", "defect", "scratched", "bottle", "transistor"):
         assert nano.tokenizer([word])[1].sum() <= 2, word
-
-
-def test_it_points_at_the_defects_of_the_examples(nano):
-    """Not a measurement: six drawn pictures of families that it was not trained on."""
-    metrics = PixelMetrics()
-    for path in sorted((EXAMPLES / "masks").glob("*.png")):
-        result = nano(EXAMPLES / "pictures" / f"{path.stem}.jpg", path.stem.rsplit("-", 1)[0])
-        metrics.update(result.anomaly_map, np.asarray(Image.open(path)))
-    assert metrics.compute()["pixel_auroc"] > 0.75
 
 
 def test_it_answers_to_the_words(nano):

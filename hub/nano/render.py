@@ -33,7 +33,7 @@ def render(out: Path, families: list[str], pictures: int, size: int, seed: int) 
 def save(picture: torch.Tensor, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = (picture.float() * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(np.squeeze(pixels)).save(path)
+    Image.fromarray(np.squeeze(pixels)).save(path, quality=88)
 
 
 def contact_sheet(out: Path, batch: Batch) -> None:
