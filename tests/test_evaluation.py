@@ -289,10 +289,11 @@ def test_words_for_classes_are_read(tmp_path):
 
 def test_the_command(golden, drawn, tmp_path, evaluation):
     command = [sys.executable, "-m", "tipsomaly", "evaluate", drawn, "--model", golden.folder]
-    options = ["--image-size", "84", "--worst", "1", "--output", tmp_path / "out", "--class", "felt"]
+    options = ["--image-size", "84", "--worst", "1", "--gallery", "3", "--output", tmp_path / "out", "--class", "felt"]
     done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "out" / "results.md").read_text()
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["classes"]["felt"] == pytest.approx(evaluation.per_class()["felt"], abs=1e-5)
     assert len(list((tmp_path / "out" / "worst").iterdir())) == 3
+    assert [path.name for path in (tmp_path / "out" / "gallery").iterdir()] == ["felt.png"]

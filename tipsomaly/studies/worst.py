@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample
 from tipsomaly.detection import visualization
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.studies.evaluation import Evaluation
+from tipsomaly.studies.gallery import drawn
 
 
 def save_worst(
@@ -18,11 +18,11 @@ def save_worst(
     lowest, and defects that stand out least from the rest of their map. Each is the picture beside its overlay, both
     with the mask's outline, as KIND-RANK-CLASS-DEFECT-NAME.png."""
     known = {str(sample.image): sample for sample in samples}
-    pictures = [(r.class_name, p, p.score(evaluation.strategy)) for r in evaluation.classes for p in r.pictures]
+    scored = [(r.class_name, p, p.score(evaluation.strategy)) for r in evaluation.classes for p in r.pictures]
     kinds = {
-        "normal": sorted((x for x in pictures if not x[1].label), key=lambda x: -x[2]),
-        "missed": sorted((x for x in pictures if x[1].label), key=lambda x: x[2]),
-        "misplaced": sorted((x for x in pictures if x[1].localization is not None), key=lambda x: x[1].localization),
+        "normal": sorted((x for x in scored if not x[1].label), key=lambda x: -x[2]),
+        "missed": sorted((x for x in scored if x[1].label), key=lambda x: x[2]),
+        "misplaced": sorted((x for x in scored if x[1].localization is not None), key=lambda x: x[1].localization),
     }
     paths = []
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,11 +31,8 @@ def save_worst(
     for kind, ranked in kinds.items():
         for rank, (class_name, picture, _) in enumerate(ranked[:count], 1):
             sample = known[picture.image]
-            result = pipeline(sample.image, sample.called)
-            drawn = [result.image, result.overlay()]
-            if sample.mask:
-                drawn = [visualization.contours(image, load_mask(sample)) for image in drawn]
+            pictures = drawn(pipeline, sample)
             slug = "-".join(re.sub(r"\W+", "_", part)[:40] for part in (class_name, sample.defect, sample.image.stem))
             paths.append(folder / f"{kind}-{rank}-{slug}.png")
-            visualization.side_by_side(drawn, height=min(result.height, 512)).save(paths[-1])
+            visualization.side_by_side(pictures, height=min(pictures[0].height, 512)).save(paths[-1])
     return paths
