@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
 from tipsomaly.detection.calibration import Calibration
-from tipsomaly.errors import ModelError
+from tipsomaly.errors import ModelError, TipsomalyError
 from tipsomaly.studies.calibrate import calibrate
 
 
@@ -97,7 +97,10 @@ def test_other_files_are_refused(tmp_path, text):
 
 def test_numbers_that_are_none_are_refused(pipe, images, tmp_path):
     found = calibrate(pipe, images[:2], target_fpr=0.5)
-    replace(found, pixel_threshold=float("nan")).save(tmp_path / "c.json")
+    nowhere = replace(found, pixel_threshold=float("nan"))
+    with pytest.raises(TipsomalyError, match="not finite"):
+        nowhere.save(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text(json.dumps(asdict(nowhere)))
     with pytest.raises(ModelError, match="not a calibration"):
         Calibration.load(tmp_path / "c.json")
     for fpr in (0, 1, -0.1, float("nan")):

@@ -196,9 +196,9 @@ def test_pictures_are_found_in_folders_and_buckets(cluster, bucket):
 
 def test_rows_of_parquet_files_hold_pictures_or_say_where_they_are():
     def read(done=(), **columns) -> list[dict]:
-        rows = distributed._to_pictures(pa.table(columns), "/here", pa.array(done, pa.string()))
-        assert rows.schema == PICTURES
-        return rows.to_pylist()
+        table = rows._to_pictures(pa.table(columns), "/here", pa.array(done, pa.string()))
+        assert table.schema == PICTURES
+        return table.to_pylist()
 
     contents = [b"one", b"two"]
     named = [{"image": name, "bytes": content} for name, content in zip("ab", contents, strict=True)]
@@ -251,6 +251,25 @@ def test_results_know_what_is_done_and_with_which_settings(scorer, bucket, file_
         Results("s3://bucket/results", file_format, {**settings, "mode": "fixed"})
     with pytest.raises(ModelError, match="made with format"):
         Results("s3://bucket/results", {"parquet": "jsonl", "jsonl": "parquet"}[file_format], settings)
+    claim = bucket / "results" / "_settings.json"
+    for damage in (lambda: claim.write_bytes(b"{"), claim.unlink):
+        damage()
+        with pytest.raises(ModelError, match="no file says how the results there were made"):
+            Results("s3://bucket/results", file_format, settings)
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
+def test_damaged_results_are_made_again(scorer, bucket, file_format, capsys):
+    results = Results("s3://bucket/results", file_format, {})
+    for index, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
+        results.write([scorer(pictures(image=[name]))], SimpleNamespace(task_idx=index))
+    a, b, c, _ = sorted((bucket / "results").glob("part-*"))
+    a.write_bytes(a.read_bytes()[:-20])
+    b.write_bytes(b.read_bytes().replace(b"b.png: no such", b"b.png: \0\n such"))
+    c.write_bytes(b"")
+    assert results.names().to_pylist() == ["d.png"]
+    assert capsys.readouterr().err.count("damaged, its pictures are scored again") == 3
+    assert len(list((bucket / "results").glob("part-*"))) == 1
 
 
 def test_a_device_of_one_machine_is_refused(cluster, tmp_path):

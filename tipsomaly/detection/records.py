@@ -11,7 +11,7 @@ from typing import IO, Any
 from tipsomaly.detection.formats import Stems
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.result import Result
-from tipsomaly.errors import OptionError, printable, short
+from tipsomaly.errors import OptionError, short
 from tipsomaly.files import file_name, only_writer, to_json, write_atomically
 from tipsomaly.names import clean_class_name
 
@@ -26,12 +26,20 @@ def run_settings(pipe: Pipeline, class_name: str) -> dict[str, Any]:
     return settings
 
 
-def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
-    """The first setting that differs, as "sigma 4.0, not 1.0"; None if they are the same."""
+def check_settings(folder: str | Path, content: bytes, settings: Mapping[str, Any], remedy: str) -> None:
+    """Raise OptionError, naming the difference, if the results in a folder were made with other settings than these.
+    `content` is the file there that says with which: JSON."""
+    ours = json.loads(to_json(settings))
+    try:
+        theirs = json.loads(content)
+        if not isinstance(theirs, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise OptionError(f"{folder}: no file says how the results there were made; {remedy}") from None
     for name in sorted(ours.keys() | theirs.keys()):
         if theirs.get(name) != ours.get(name):
-            return f"{name} {short(theirs.get(name))!r}, not {short(ours.get(name))!r}"
-    return None
+            made = f"made with {name} {short(theirs.get(name))!r}, not {short(ours.get(name))!r}"
+            raise OptionError(f"{folder}: the results there were {made}; {remedy}")
 
 
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -113,23 +121,10 @@ def open_records(folder: Path, settings: Mapping[str, Any], overwrite: bool = Fa
                 kept.append(line)
                 done[record["image"]] = str(record.get("map", "")).removesuffix("_map.npy")
         if kept:
-            _check(folder, settings)
+            content = (folder / SETTINGS).read_bytes() if (folder / SETTINGS).is_file() else b""
+            check_settings(folder, content, settings, "choose another folder, or begin anew with --overwrite")
         write_atomically(folder / SETTINGS, to_json(settings, indent=2) + "\n")
         if len(kept) < len(old) or not old:
             write_atomically(path, b"".join(kept))
         with path.open("ab", buffering=0) as file:
             yield Records(folder, file, done)
-
-
-def _check(folder: Path, settings: Mapping[str, Any]) -> None:
-    remedy = "choose another folder, or begin anew with --overwrite"
-    try:
-        theirs = json.loads((folder / SETTINGS).read_bytes())
-        if not isinstance(theirs, dict):
-            raise ValueError
-    except (OSError, ValueError, RecursionError):
-        raise OptionError(
-            f"{printable(folder)}: no {SETTINGS} says how the results there were made; {remedy}"
-        ) from None
-    if other := difference(theirs, json.loads(to_json(settings))):
-        raise OptionError(f"{printable(folder)}: the results there were made with {other}; {remedy}")

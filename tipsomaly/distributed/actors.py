@@ -7,7 +7,9 @@ done. Needs Ray: `pip install "ray[data]"`.
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,12 +23,12 @@ import ray.exceptions
 import torch
 
 from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.detection.records import run_settings
 from tipsomaly.detection.result import Result
-from tipsomaly.distributed.rows import SCORES, Results, find, read_picture
+from tipsomaly.distributed.rows import SCORES, Results, find, only_here, read_picture
 from tipsomaly.errors import ImageError, ModelError, one_line, printable
 from tipsomaly.models.device import DTYPES, choose_dtype
 from tipsomaly.models.hub import BUNDLED
-from tipsomaly.names import clean_class_name
 
 BATCHES = 16
 """Batches in a block: what a task scores, a file of results holds, and is done again for an actor that dies."""
@@ -81,29 +83,32 @@ def detect(
         dtype = "float16" if old else "bfloat16"
     # Loaded here, too, to say what is wrong with the model and the options before actors are started to say it.
     pipe = Pipeline.from_pretrained(model, device="cpu", dtype=dtype, **options)
-    settings = {**pipe.settings(), "class_name": clean_class_name(class_name)}
-    if pipe.calibration:
-        settings["thresholds"] = [pipe.calibration.image_threshold, pipe.calibration.pixel_threshold]
-    results = Results(output, file_format, settings)
-    done = results.names()
-    pictures = find(sources, done)
-    if pictures is None:
-        return Summary(0, 0, len(done))
-    scores = score(
-        pictures.repartition(target_num_rows_per_block=BATCHES * batch_size),
-        class_name,
-        model=model,
-        on_gpu=on_gpu,
-        actors=actors,
-        batch_size=batch_size,
-        dtype=settings["dtype"],
-        **{**options, "prompts": pipe.prompts, "calibration": pipe.calibration},  # their files need not be everywhere
-    )
-    try:
-        scores.write_datasink(results)
-    except ray.exceptions.RayError as error:
-        raise OSError(f"{output}: what is there is kept, but Ray stopped: {_cause(error)}") from error
-    return Summary(results.written, results.failed, len(done))
+    settings = run_settings(pipe, class_name)
+    with only_here(output):
+        results = Results(output, file_format, settings)
+        done = results.names()
+        pictures = find(sources, done)
+        if pictures is None:
+            return Summary(0, 0, len(done))
+        scores = score(
+            pictures.repartition(target_num_rows_per_block=BATCHES * batch_size),
+            class_name,
+            model=model,
+            on_gpu=on_gpu,
+            actors=actors,
+            batch_size=batch_size,
+            dtype=settings["dtype"],
+            **{
+                **options,
+                "prompts": pipe.prompts,
+                "calibration": pipe.calibration,
+            },  # their files need not be everywhere
+        )
+        try:
+            scores.write_datasink(results)
+        except ray.exceptions.RayError as error:
+            raise OSError(f"{output}: what is there is kept, but Ray stopped: {_cause(error)}") from error
+        return Summary(results.written, results.failed, len(done))
 
 
 def score(
@@ -191,6 +196,7 @@ def _connect() -> None:
         return
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level=logging.WARNING)
@@ -199,6 +205,9 @@ def _connect() -> None:
             ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
     except Exception as error:  # Ray raises plain ones
         raise OSError(f"Ray cannot be used: {one_line(error)}") from error
+    finally:  # it takes SIGTERM for itself, but what our caller does about it comes first
+        if callable(on_terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)
 
 
 def _place(device: str, actors: int | None) -> tuple[bool, int]:

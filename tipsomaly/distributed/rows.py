@@ -1,19 +1,21 @@
 """Rows of pictures and of scores, and the files that hold them, here or in a bucket."""
 
 import hashlib
-import json
 import os
 import posixpath
+import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -22,7 +24,9 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray.data.block import Block, BlockAccessor
 
 from tipsomaly.data.images import SUFFIXES
-from tipsomaly.errors import DatasetError, ImageError, ModelError, one_line, printable, short
+from tipsomaly.detection.records import check_settings
+from tipsomaly.errors import DatasetError, ImageError, ModelError, one_line, printable
+from tipsomaly.files import only_writer, to_json
 
 PICTURES = pa.schema({"image": pa.string(), "bytes": pa.binary()})
 """Rows of pictures: an absolute path or a URI to read, or any name where the encoded file is in `bytes`."""
@@ -91,14 +95,24 @@ class Results(ray.data.Datasink[int]):
         self._claim(str(folder), {**settings, "format": file_format})
 
     def names(self) -> pa.Array:
-        """The pictures that it has results of."""
-        parts = pa.dataset.dataset(
-            self._parts(),
-            schema=pa.schema([SCORES.field("image")]),
-            format={"jsonl": "json"}.get(self.format, self.format),
-            filesystem=self.system,
-        )
-        return parts.to_table()["image"].combine_chunks()
+        """The pictures that it has results of. A damaged file is deleted, so that its pictures are scored again."""
+        with ThreadPoolExecutor(16) as pool:
+            found = [names for names in pool.map(self._names_in, self._parts()) if names is not None]
+        return pa.chunked_array(found, pa.string()).combine_chunks()
+
+    def _names_in(self, part: str) -> pa.Array | None:
+        with self.system.open_input_stream(part) as file:  # its errors are the network's or the disk's
+            content = pa.BufferReader(file.read())
+        try:
+            if self.format == "parquet":
+                table = pq.read_table(content, schema=SCORES, page_checksum_verification=True)
+            else:
+                table = pa.json.read_json(content, parse_options=pa.json.ParseOptions(explicit_schema=SCORES))
+            return table["image"].combine_chunks()
+        except (pa.ArrowException, OSError, ValueError, KeyError):  # parsers raise all of them
+            print(f"{printable(part)}: damaged, its pictures are scored again", file=sys.stderr)
+            self.system.delete_file(part)
+            return None
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> int:
         """Called by Ray in each writing task: a file, the same one if the task is done again. Returns how many of its
@@ -110,11 +124,11 @@ class Results(ray.data.Datasink[int]):
         table = pa.concat_tables(tables)
         with self._whole(f"part-{self.run}-{ctx.task_idx:06}.{self.format}") as file:
             if self.format == "parquet":
-                pq.write_table(table, file)
+                pq.write_table(table, file, write_page_checksum=True)
             else:
                 for row in table.to_pylist():
                     known = {field: value for field, value in row.items() if value is not None}
-                    file.write(json.dumps(known).encode() + b"\n")
+                    file.write(to_json(known).encode() + b"\n")
         return len(table) - table["error"].null_count
 
     def on_write_complete(self, write_result: Any) -> None:
@@ -130,23 +144,35 @@ class Results(ray.data.Datasink[int]):
         name = "_settings.json"  # readers of folders skip what begins with _ or .
         if not self._parts():
             with self._whole(name) as file:
-                file.write(json.dumps(settings, indent=2).encode() + b"\n")
+                file.write(to_json(settings, indent=2).encode() + b"\n")
             return
-        with self.system.open_input_stream(posixpath.join(self.folder, name)) as file:
-            theirs = json.loads(file.read())
-        for name in sorted(settings.keys() | theirs.keys()):
-            ours, other = settings.get(name), theirs.get(name)
-            if ours != other:
-                made = f"made with {name} {short(other)!r}, not {short(ours)!r}"
-                raise ModelError(f"{printable(folder)}: the results there were {made}; choose another folder")
+        try:
+            with self.system.open_input_stream(posixpath.join(self.folder, name)) as file:
+                content = file.read()
+        except FileNotFoundError:
+            content = b""
+        check_settings(folder, content, settings, "choose another folder")
 
     @contextmanager
     def _whole(self, name: str) -> Iterator[pa.NativeFile]:
         """A file to write, which gets its name when it is whole."""
         part = posixpath.join(self.folder, f".{name}")
-        with self.system.open_output_stream(part) as file:
-            yield file
-        self.system.move(part, posixpath.join(self.folder, name))
+        try:
+            with self.system.open_output_stream(part) as file:
+                yield file
+            self.system.move(part, posixpath.join(self.folder, name))
+        except BaseException as error:
+            with suppress(OSError):
+                self.system.delete_file(part)
+            if isinstance(error, OSError):
+                error.filename = posixpath.join(self.folder, name)
+            raise
+
+
+def only_here(folder: str | os.PathLike) -> AbstractContextManager[None]:
+    """See `only_writer`, for a folder of this machine; buckets know no locks."""
+    system, path = _open(str(folder))
+    return only_writer(Path(path)) if isinstance(system, LocalFileSystem) else nullcontext()
 
 
 def _open(place: str) -> tuple[FileSystem, str]:
@@ -176,7 +202,9 @@ def _list(source: str) -> tuple[list[str], list[str]]:
     if info.is_file:
         found = [info]
     else:
-        found = [f for f in system.get_file_info(FileSelector(info.path, recursive=True)) if f.is_file]
+        found = [
+            f for f in system.get_file_info(FileSelector(info.path, recursive=True)) if f.type is not FileType.Directory
+        ]
     start = info.path if isinstance(system, LocalFileSystem) else source.rstrip("/")
     names = [(start + f.path[len(info.path) :], f".{f.extension.lower()}") for f in found]
     parquet = [name for name, suffix in names if suffix == ".parquet"]
