@@ -316,11 +316,13 @@ def summary(rows: list[exports.Row]) -> str:
 def paper_table(number: str) -> str:
     """A part of the paper's table 2, for both of its data sets."""
     columns = {"image_auroc": "image AUROC", "image_ap": "AP", "pixel_auroc": "pixel AUROC", "aupro_200": "AUPRO"}
-    rows = [
-        [f"{data_set}: {row}", *(metrics.get(metric, "-") for metric in columns)]
+    found = {
+        f"{data_set}: {row}": metrics
         for data_set in ("MVTec AD", "VisA")
         for row, metrics in published(number, data_set).items()
-    ]
+    }
+    columns = {metric: words for metric, words in columns.items() if any(metric in row for row in found.values())}
+    rows = [[name, *map(metrics.get, columns)] for name, metrics in found.items()]
     return f"{markdown_table([f'table {number}', *columns.values()], rows)}\n{NOTES[number]}\n"
 
 

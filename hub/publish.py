@@ -20,7 +20,7 @@ from tipsomaly.models.folder import WEIGHTS, ModelFolder
 from tipsomaly.models.hub import BUNDLED, convert_release
 from tipsomaly.models.publish import find_token, upload
 from tipsomaly.prompts.find import find_prompts
-from tipsomaly.studies.paper import DATA_SETS, OURS, SOURCE, published
+from tipsomaly.studies.paper import DATA_SETS, OURS, published
 from tipsomaly.studies.tables import table
 
 HUB = Path(__file__).parent
@@ -99,7 +99,7 @@ def paper_numbers(model: str) -> str:
         return "None."
     return (
         f"{table(['data set', *columns.values()], rows)}\n"
-        f"The claims of table {number} of {SOURCE}, in percent,\nwith prompts trained on VisA for MVTec AD and on "
+        f"The claims of the paper's table {number}, in percent, with prompts trained on VisA for MVTec AD and on\n"
         "MVTec AD for all others, at 518 x 518 pixels. We did not measure them."
     )
 
