@@ -55,6 +55,7 @@ CSS = """
 .states ul {list-style: none; padding: 0; margin: 0} .states b {font-variant-numeric: tabular-nums; font-weight: 500}
 .legend {display: flex; align-items: center; gap: .5rem; font-size: .9rem}
 .legend span.ramp {flex: 1; height: .8rem; border-radius: 4px; max-width: 420px}
+#examples .caption-label {font-size: .75rem; max-width: 95%; padding: 2px 4px}
 @media (max-width: 600px) {
   .gradio-container .main.app {padding: 8px !important}
 }
@@ -336,6 +337,10 @@ def examples() -> list[list[str]]:
     return [[str(folder / e["picture"]), e["class_name"], e["domain"], e["caption"]] for e in entries]
 
 
+def pick_example(event: gr.SelectData) -> list[str]:
+    return examples()[event.index][:3]
+
+
 def build(space: Space) -> gr.Blocks:
     """The page, and the endpoints."""
     demo = Demo(space)
@@ -363,13 +368,16 @@ def build(space: Space) -> gr.Blocks:
                     info="choose, or type a word or two",
                 )
                 run = gr.Button("Inspect", variant="primary")
-                samples = gr.Dataset(
-                    components=[image],
-                    samples=[[path] for path, *_ in examples()],
-                    label="Examples",
-                    type="index",
-                    layout="gallery",
-                    samples_per_page=24,
+                samples = gr.Gallery(
+                    [(path, caption) for path, *_, caption in examples()],
+                    label="Examples: good, and with a composed defect",
+                    columns=2,  # a pair a row
+                    height=420,
+                    object_fit="cover",
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="examples",
                 )
                 with gr.Accordion("Model and prompts", open=False):
                     model = gr.Dropdown(space.choices, label="Model / learned prompts, for the map")
@@ -463,7 +471,7 @@ def build(space: Space) -> gr.Blocks:
         private = {"api_visibility": "private"}
         model_runs = {"concurrency_limit": 2, "concurrency_id": "model"}
         picked = [image, class_name, domain]
-        pick = samples.click(lambda i: examples()[i][:3], samples, picked, show_progress="hidden", **private)
+        pick = samples.select(pick_example, None, picked, show_progress="hidden", **private)
         for event in (run.click, image.input, pick.then):
             event(
                 demo.inspect,

@@ -84,8 +84,8 @@ def test_detection_then_localization(page):
 
 
 def test_an_example_is_one_click(page):
-    page.locator(".gallery-item").first.click()
-    page.get_by_text("of 2 · tile").wait_for()
+    page.locator("#examples button").filter(has_text="T-shirt with a coffee stain").click()
+    page.get_by_text("of 2 · shirt").wait_for()
 
 
 def test_comparison_with_own_phrases_and_ground_truth(page):
