@@ -6,6 +6,12 @@ Prints the time of both in this run, the ratio, how far the results are apart, a
 allocates. Both use one core; CPU seconds are what the ratio is about, as they depend less on what else is running.
 The baseline is given all maps at once, in memory; with fewer --baseline-maps its time is scaled up linearly, which
 favours it (sorting grows faster), and the results compared are those of the fewer maps.
+
+The ratio depends on how fast numpy sorts, which is up to ten times faster on a processor with AVX512: in CPU seconds 23
+(AVX512), 53 (a Xeon with AVX512 that much else ran on) and 85 were seen. The extra memory grows until buffers and bins
+are full, 68 MB after 80 maps and 133 MB after 400, and then no more: of each kind of pixels at most BUFFER wait to be
+sorted (8 MB of normal, 25 MB of defective ones) and at most CAPACITY bins are kept (21 and 38 MB), whatever the number
+of maps is; sorting a buffer into bins takes about twice the buffer for a moment.
 """
 
 import argparse
