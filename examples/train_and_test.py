@@ -13,7 +13,7 @@ from tipsomaly import LearnedPrompts, Pipeline
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.studies.evaluation import evaluate
 from tipsomaly.studies.tables import METRICS, table
-from tipsomaly.studies.training import Features, initial_prompts, train
+from tipsomaly.studies.training import Features, train
 
 with tempfile.TemporaryDirectory() as folder:
     if len(sys.argv) > 2:
@@ -22,7 +22,7 @@ with tempfile.TemporaryDirectory() as folder:
         train_root = draw_dataset(Path(folder) / "train", ("wood", "leather"), seed=1)
         test_root = draw_dataset(Path(folder) / "test", ("felt", "metal_nut"), seed=2)
     pipe = Pipeline.from_pretrained(mode="fixed")
-    start = LearnedPrompts(*initial_prompts(pipe.tips.config.text.dim), "industrial", {"trained_on": train_root.name})
+    start = LearnedPrompts.start(pipe.tips.config, metadata={"trained_on": train_root.name})
     features = Features(pipe, read_dataset(train_root))  # every picture goes through the tower once
     learned = train(pipe, features, Path(folder) / "prompts.safetensors", start, epochs=4)
 

@@ -15,7 +15,7 @@ from tipsomaly.prompts.learned import LearnedPrompts
 from tipsomaly.studies import ablation
 from tipsomaly.studies.evaluation import Variant, evaluate, score_class
 from tipsomaly.studies.paper import published
-from tipsomaly.studies.training import Features, initial_prompts, train_prompts
+from tipsomaly.studies.training import Features, train_prompts
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_recipes_of_training_differ(studies):
 def test_table_2b_scores_images_with_the_learned_prompts(pipe, drawn):
     samples = read_dataset(drawn, classes=["felt"])
     measured = ablation.ablate(pipe, samples, samples, epochs=1)["2b"].rows["local"]
-    start = LearnedPrompts(*initial_prompts(pipe.tips.config.text.dim, 8, 111), pipe.prompts.ensemble)
+    start = LearnedPrompts.start(pipe.tips.config, ensemble=pipe.prompts.ensemble)
     [(prompts, _)] = train_prompts(pipe.tips, pipe.tokenizer, Features(pipe, samples), start, epochs=1)
     results = pipe.with_options(prompts=prompts, mode="learned")([s.image for s in samples], "felt")
     expected = roc_auc_score([s.label for s in samples], [r.score for r in results])

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
+from tipsomaly import LearnedPrompts
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.errors import ModelError, TipsomalyError
 from tipsomaly.studies.calibrate import calibrate
@@ -74,7 +75,7 @@ def test_other_settings_are_refused(pipe, images):
         ({"domain": "medical"}, "domain industrial, not medical"),
         ({"mode": "learned"}, "mode decoupled, not learned"),
         ({"sigma": 2.0}, "sigma 4.0, not 2.0"),
-        ({"prompts": replace(learned, normal=learned.abnormal)}, "prompts"),
+        ({"prompts": LearnedPrompts(learned.abnormal, learned.abnormal)}, "prompts"),
     ):
         with pytest.raises(ModelError, match=f"made with {difference}"):
             pipe.with_options(**options, calibration=found)

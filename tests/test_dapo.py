@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from tipsomaly.detection import scoring
-from tipsomaly.models.tips import ImageTokens
 from tipsomaly.prompts.dapo import Dapo
-from tipsomaly.prompts.method import TextEncoder, TrainingBatch, pair, probabilities
-from tipsomaly.prompts.prototypes import embed
+from tipsomaly.prompts.method import TextEncoder, TrainingBatch
+from tipsomaly.prompts.prototypes import embed, pair, probabilities
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +154,8 @@ def test_prototypes_for_each_picture_score_as_alone():
         torch.testing.assert_close(together[i], probabilities(tokens[i], prototypes[i], 0.1))
     torch.testing.assert_close(probabilities(tokens[:, 0, 0], prototypes, 0.1), together[:, 0, 0])
     assert pair(prototypes).shape == (3, 2, 16)
-    alone = ImageTokens(tokens[:, 0, 0], tokens[:, 0, 1], tokens)
-    torch.testing.assert_close(scoring.anomaly_probability(alone.object, prototypes, 0.1), 1 - together[:, 0, 0, 0])
+    alone = scoring.anomaly_probability(tokens[:, 0, 0], prototypes, 0.1)
+    torch.testing.assert_close(alone, 1 - together[:, 0, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,7 @@ def test_prototypes_for_each_picture_score_as_alone():
     [
         ({"kinds": []}, "at least one"),
         ({"kinds": ["hole", " _ "]}, "at least one"),
-        ({"kinds": "hole"}, "list of strings"),
+        ({"kinds": "hole"}, "in a list"),
         ({"abnormal_sentence": "anomaly"}, "exactly once"),
         ({"mix": 1.5}, "from 0 to 1"),
     ],

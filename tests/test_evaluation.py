@@ -14,7 +14,7 @@ import pytest
 import typer
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tipsomaly import Pipeline
+from tipsomaly import LearnedPrompts, Pipeline
 from tipsomaly.cli.options import class_words
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.masks import load_mask
@@ -47,9 +47,9 @@ def encoded(monkeypatch):
     """The number of pictures in each batch that goes through the vision tower."""
     batches, encode = [], Pipeline.encode_layers
 
-    def counting(self, pixels, layers):
+    def counting(self, pixels, *arguments):
         batches.append(len(pixels))
-        return encode(self, pixels, layers)
+        return encode(self, pixels, *arguments)
 
     monkeypatch.setattr(Pipeline, "encode_layers", counting)
     return batches
@@ -171,7 +171,7 @@ def test_what_changed_is_computed_again(golden, pipe, drawn, tmp_path, encoded):
     assert run() == 6
     assert run(pipe.with_options(sigma=1.0)) == 13
     learned = pipe.prompts
-    assert run(pipe.with_options(prompts=replace(learned, normal=learned.normal + 1e-6))) == 13
+    assert run(pipe.with_options(prompts=LearnedPrompts(learned.normal + 1e-6, learned.abnormal))) == 13
     assert run() == 0
 
 

@@ -12,7 +12,7 @@ import torch
 from full_disk import files_of_at_most
 from PIL import Image
 
-from tipsomaly import ImageError, ModelError, Pipeline, PromptEnsemble
+from tipsomaly import ImageError, LearnedPrompts, ModelError, Pipeline, PromptEnsemble
 from tipsomaly.errors import OptionError
 from tipsomaly.models.device import bfloat16_is_faster, choose_device, choose_dtype
 from tipsomaly.models.folder import ModelFolder
@@ -184,7 +184,7 @@ def test_options_of_a_copy_leave_the_original_alone(golden, pictures):
 
 def test_prototypes_are_computed_once_for_each_class(golden, monkeypatch):
     calls = []
-    import tipsomaly.detection.pipeline as module
+    import tipsomaly.detection.detector as module
 
     original = module.prototypes
     monkeypatch.setattr(module, "prototypes", lambda *args: calls.append(1) or original(*args))
@@ -192,9 +192,10 @@ def test_prototypes_are_computed_once_for_each_class(golden, monkeypatch):
     for name in ("metal_nut", "metal nut", "bolt", "metal-nut"):
         pipe.prototypes(name)
         pipe.with_options(image_size=56).prototypes(name)
-    assert len(calls) == 3  # two classes and the learned pair
+    assert len(calls) == 2  # and not four times two
+    assert pipe.prototypes("bolt")[1] is pipe.prototypes("metal nut")[1]  # the learned pair is of no class
     pipe.with_options(domain="medical").prototypes("bolt")
-    assert len(calls) == 4
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -219,7 +220,7 @@ def test_save_pretrained_round_trip_changes_no_bit(golden, pictures, tmp_path):
 
 def test_a_prompt_sets_name_is_no_path(golden, tmp_path):
     for name in ("../../escaped", str(tmp_path / "escaped"), ".hidden", ""):
-        learned = replace(golden.pipe.prompts, metadata={"name": name})
+        learned = LearnedPrompts(golden.pipe.prompts.normal, golden.pipe.prompts.abnormal, metadata={"name": name})
         golden.pipe.with_options(prompts=learned).save_pretrained(tmp_path / "a" / "b")
     assert [path.name for path in tmp_path.rglob("*.safetensors") if path.name != "model.safetensors"] == [
         "default.safetensors"
@@ -368,9 +369,11 @@ def test_scores_that_are_not_finite_are_errors(golden, pictures):
 
 def test_a_batch_size_is_kept_to(golden, pictures, monkeypatch):
     pipe = golden.pipe.with_options(tile=60)
-    seen, encode = [], type(pipe.engine).encode
+    seen, encode = [], type(pipe.engine).encode_layers
     monkeypatch.setattr(
-        type(pipe.engine), "encode", lambda self, pixels: seen.append(len(pixels)) or encode(self, pixels)
+        type(pipe.engine),
+        "encode_layers",
+        lambda self, pixels, *more: seen.append(len(pixels)) or encode(self, pixels, *more),
     )
     pipe(pictures[3], batch_size=3)  # 200 x 100: the whole and 5 x 2 tiles
     assert seen == [3, 3, 3, 2]

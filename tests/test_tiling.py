@@ -96,16 +96,16 @@ def test_tiles_of_all_pictures_fill_the_batches_and_little_is_held(golden, tmp_p
         Image.effect_noise((200, 140), 50).save(paths[-1])
     pipe = golden.pipe.with_options(tile=60, image_size=56)  # 3 rows of 5 tiles, and the whole
     read, cut, encoded, held = [], [], [], []
-    original = {name: getattr(Viewer, name) for name in ("read", "cut")} | {"encode": pipe.engine.encode}
+    original = {name: getattr(Viewer, name) for name in ("read", "cut")} | {"encode": pipe.engine.encode_layers}
 
-    def encode(pixels):
+    def encode(pixels, *arguments):
         encoded.append(len(pixels))
         held.append(len(cut) - sum(encoded))
-        return original["encode"](pixels)
+        return original["encode"](pixels, *arguments)
 
     monkeypatch.setattr(Viewer, "read", lambda self, path: read.append(path) or original["read"](self, path))
     monkeypatch.setattr(Viewer, "cut", lambda self, place: cut.append(place) or original["cut"](self, place))
-    monkeypatch.setattr(pipe.engine, "encode", encode)
+    monkeypatch.setattr(pipe.engine, "encode_layers", encode)
     results = pipe.stream(paths, batch_size=5)
     first = next(results)
     assert len(read) <= 4  # of six

@@ -14,16 +14,10 @@ from tipsomaly.data.samples import Sample
 from tipsomaly.errors import ModelError, TrainingError
 from tipsomaly.models.tips import ImageTokens
 from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.losses import local_loss, upsample
+from tipsomaly.prompts.prototypes import probabilities
 from tipsomaly.studies import training
-from tipsomaly.studies.training import (
-    Features,
-    TrainingBatch,
-    encode_samples,
-    initial_prompts,
-    losses,
-    train,
-    train_prompts,
-)
+from tipsomaly.studies.training import Features, TrainingBatch, encode_samples, train, train_prompts
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +32,12 @@ def batch(golden):
 @pytest.mark.parametrize("objective, name", [("local", "seg"), ("both", "both"), ("global", "cls")])
 def test_four_steps_equal_the_reference(golden, batch, objective, name):
     pipe, expected = golden.pipe, golden.expected
-    [(prompts, history)] = train_prompts(
-        pipe.tips, pipe.tokenizer, [batch] * 4, pipe.prompts, epochs=1, objective=objective
+    start = LearnedPrompts(pipe.prompts.normal, pipe.prompts.abnormal, pipe.prompts.ensemble, objective=objective)
+    [(prompts, history)] = train_prompts(pipe.tips, pipe.tokenizer, [batch] * 4, start, epochs=1)
+    names = ("total", "focal", "dice_abnormal", "dice_normal", "image")
+    np.testing.assert_allclose(
+        [[parts[name] for name in names] for parts in history], expected[f"train_{name}_losses"], atol=1e-4
     )
-    columns = [[p.total(objective), p.focal, p.dice_abnormal, p.dice_normal, p.image] for p in history]
-    np.testing.assert_allclose(torch.tensor(columns), expected[f"train_{name}_losses"], atol=1e-4)
     np.testing.assert_allclose(prompts.normal, expected[f"train_{name}_normal"], atol=1e-4)
     np.testing.assert_allclose(prompts.abnormal, expected[f"train_{name}_abnormal"], atol=1e-4)
 
@@ -50,30 +45,32 @@ def test_four_steps_equal_the_reference(golden, batch, objective, name):
 def test_training_leaves_the_start_and_the_towers_alone(golden, batch):
     pipe = golden.pipe
     before = {name: value.clone() for name, value in pipe.tips.state_dict().items()}
-    start = LearnedPrompts(*initial_prompts(pipe.tips.config.text.dim), "paper", {"seed": "111"})
+    start = LearnedPrompts.start(pipe.tips.config, ensemble="paper", metadata={"seed": "111"})
     kept = start.normal.clone()
     (_, first), (prompts, second) = train_prompts(pipe.tips, pipe.tokenizer, [batch] * 10, start, learning_rate=1e-2)
-    assert second[-1].total() < first[0].total()
+    assert second[-1]["total"] < first[0]["total"]
     assert torch.equal(start.normal, kept)
     assert all(torch.equal(value, before[name]) for name, value in pipe.tips.state_dict().items())
     assert prompts.ensemble == "paper"
-    assert prompts.metadata == {"seed": "111", "loss": "local", "epochs": "2"}
+    assert prompts.metadata == {"seed": "111", "epochs": "2"}
 
 
 def test_perfect_maps_lose_next_to_nothing():
     masks = torch.zeros(1, 28, 28)
     masks[:, 14:] = 1
     patches = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]]).expand(1, 2, 2, 2)
-    batch = TrainingBatch(ImageTokens(torch.ones(1, 2), torch.ones(1, 2), patches), masks, torch.tensor([1]))
-    parts = losses(batch, torch.eye(2), temperature=0.01)
-    swapped = losses(batch, torch.eye(2).flip(0), temperature=0.01)
-    assert parts.total() < 0.5 < 2 < swapped.total()
+    found, swapped = (
+        sum(local_loss(upsample(probabilities(patches, pair, 0.01), (28, 28)), masks).values())
+        for pair in (torch.eye(2), torch.eye(2).flip(0))
+    )
+    assert found < 0.5 < 2 < swapped
 
 
-def test_initial_prompts_follow_their_seed():
-    assert torch.equal(initial_prompts(16)[0], initial_prompts(16)[0])
-    assert not torch.equal(initial_prompts(16)[0], initial_prompts(16)[1])
-    assert not torch.equal(initial_prompts(16)[0], initial_prompts(16, seed=1)[0])
+def test_initial_prompts_follow_their_seed(golden):
+    one, same, other = (LearnedPrompts.start(golden.config, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one.normal, same.normal)
+    assert not torch.equal(one.normal, one.abnormal)
+    assert not torch.equal(one.normal, other.normal)
 
 
 # --- Features and training to files ----------------------------------------------------------------------------------
@@ -91,7 +88,7 @@ def samples(drawn):
 
 @pytest.fixture
 def start(golden):
-    return LearnedPrompts(*initial_prompts(golden.config.text.dim, 3), "paper", {"seed": "111"})
+    return LearnedPrompts.start(golden.config, tokens=3, ensemble="paper", metadata={"seed": "111"})
 
 
 class Cut(Features):
@@ -173,7 +170,7 @@ def test_an_interrupted_training_ends_as_without(pipe, samples, start, tmp_path,
     train(pipe, Features(pipe, samples, *options), cut, start, epochs=3)
     for suffix in (".safetensors", ".log.jsonl"):
         assert cut.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
-    assert LearnedPrompts.load(whole).metadata == {"seed": "111", "loss": "local", "epochs": "3"}
+    assert LearnedPrompts.load(whole).metadata == {"seed": "111", "epochs": "3"}
     assert Image.open(whole.with_suffix(".png")).width > 400
 
 
@@ -184,10 +181,11 @@ def test_a_finished_training_is_lengthened_or_begun_anew(pipe, samples, start, t
     train(pipe, features, path, start, epochs=2)
     assert path.read_bytes() == whole.read_bytes()
     assert torch.equal(train(pipe, features, path, start, epochs=1).normal, one.normal)
-    for options in ({"objective": "global"}, {"learning_rate": 0.1}):
-        fresh = train(pipe, features, tmp_path / "fresh.safetensors", start, epochs=2, **options)
+    other = LearnedPrompts(start.normal, start.abnormal, start.ensemble, start.metadata, objective="global")
+    for begun, options in ((other, {}), (start, {"learning_rate": 0.1}), (start, {"shuffle": True})):
+        fresh = train(pipe, features, tmp_path / "fresh.safetensors", begun, epochs=2, **options)
         (tmp_path / "fresh.state").unlink()
-        assert torch.equal(train(pipe, features, path, start, epochs=2, **options).normal, fresh.normal)
+        assert torch.equal(train(pipe, features, path, begun, epochs=2, **options).normal, fresh.normal)
     path.with_suffix(".state").write_bytes(b"no state")
     train(pipe, features, path, start, epochs=2)
     assert path.read_bytes() == whole.read_bytes()
@@ -220,15 +218,14 @@ def test_the_command_gives_the_same_file_again(golden, drawn, tmp_path):
     assert files[0] == files[1]
     prompts = LearnedPrompts.load(out)
     assert prompts.normal.shape == (2, golden.config.text.dim)
-    assert prompts.ensemble == "paper"
+    assert (prompts.ensemble, prompts.objective) == ("paper", "both")
+    assert prompts.temperature == pytest.approx(golden.config.temperature)
     assert prompts.metadata == {
         "name": "mine",
         "backbone": "model",
         "trained_on": f"{drawn.name} (mvtec, test)",
-        "loss": "both",
         "epochs": "1",
         "seed": "5",
-        "tokens": "2",
         "batch_size": "8",
         "learning_rate": "0.001",
         "pictures": "7",

@@ -1,11 +1,34 @@
 """The words that people call things by."""
 
+from collections.abc import Sequence
+
 from tipsomaly.errors import OptionError
+
+MAX_KINDS, MAX_KIND = 256, 100
 
 
 def clean_class_name(name: str) -> str:
     """`metal_nut` and `metal-nut` are the words "metal nut"."""
-    words = " ".join(name.replace("_", " ").replace("-", " ").split())
+    words = _words(name)
     if not words:
         raise OptionError("the class name is empty: say what is on the picture, or use 'object'")
     return words
+
+
+def clean_kind(name: str) -> str:
+    """The words of a kind of defect: `Faulty_imprint` is "faulty imprint", and what has no words "anomaly"."""
+    return _words(name).lower()[:MAX_KIND].strip() or "anomaly"
+
+
+def clean_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The words of kinds of defects that somebody asks for, each once. Raises OptionError without any."""
+    a_list = isinstance(kinds, list | tuple) and all(isinstance(kind, str) and _words(kind) for kind in kinds)
+    if not a_list or not kinds:
+        raise OptionError("kinds of defects: give at least one in a list, and none that is empty")
+    if len(kinds) > MAX_KINDS or max(map(len, kinds)) > MAX_KIND:
+        raise OptionError(f"kinds of defects: at most {MAX_KINDS}, of at most {MAX_KIND} characters each")
+    return tuple(dict.fromkeys(map(clean_kind, kinds)))
+
+
+def _words(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").split())

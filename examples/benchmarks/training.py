@@ -14,7 +14,7 @@ from pathlib import Path
 from pictures import write_pictures
 
 from tipsomaly import LearnedPrompts, Pipeline
-from tipsomaly.studies.training import Features, Trainer, encode_samples, initial_prompts
+from tipsomaly.studies.training import Features, Trainer, encode_samples
 
 
 def main() -> None:
@@ -25,13 +25,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     pipe = Pipeline.from_pretrained(options.model, mode="fixed", image_size=options.image_size, device=options.device)
-    start = LearnedPrompts(*initial_prompts(pipe.tips.config.text.dim))
+    start = LearnedPrompts.start(pipe.tips.config)
 
     def seconds(batches) -> float:
         trainer = Trainer(pipe.tips, pipe.tokenizer, start)
         before = time.perf_counter()
-        history = trainer.epoch(batches)
-        float(history[-1].focal)  # waits for a GPU
+        trainer.epoch(batches)
         return time.perf_counter() - before
 
     with tempfile.TemporaryDirectory() as folder:

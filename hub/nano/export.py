@@ -14,7 +14,7 @@ from tipsomaly.data.layouts import read_dataset
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.folder import write_configs, write_words
 from tipsomaly.models.tokenizer import Tokenizer
-from tipsomaly.studies.training import encode_samples, initial_prompts, train_prompts
+from tipsomaly.studies.training import encode_samples, train_prompts
 
 from .words import words
 
@@ -49,9 +49,9 @@ def learn(out: Path, domain: str, data: Path, epochs: int, seed: int) -> None:
     samples = read_dataset(data, "mvtec")
     batches = list(encode_samples(pipe, samples))
     metadata = {"name": domain, "backbone": "nano", "trained_on": "drawn surfaces", "seed": str(seed)}
-    start = LearnedPrompts(*initial_prompts(pipe.tips.config.text.dim, seed=seed), domain, metadata)
+    start = LearnedPrompts.start(pipe.tips.config, seed=seed, ensemble=domain, metadata=metadata)
     for prompts, history in train_prompts(pipe.tips, pipe.tokenizer, batches, start, epochs=epochs):
-        mean = sum(parts.total().item() for parts in history) / len(history)
+        mean = sum(parts["total"] for parts in history) / len(history)
         print(
             f"{domain}: epoch {prompts.metadata['epochs']}, {len(samples)} pictures, local loss {mean:.4f}", flush=True
         )

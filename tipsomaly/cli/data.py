@@ -2,10 +2,13 @@
 
 import sys
 from contextlib import ExitStack
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from tipsomaly.cli.options import (
     AspectOption,
@@ -21,6 +24,7 @@ from tipsomaly.cli.options import (
     DTypeOption,
     FormatsOption,
     LayoutOption,
+    Method,
     Mode,
     ModelOption,
     ModeOption,
@@ -44,24 +48,61 @@ from tipsomaly.cli.options import (
     load_pipeline,
     not_empty,
     read_samples,
+    split_kinds,
 )
+from tipsomaly.data.kinds import all_kinds, of_one_kind
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.samples import by_class
 from tipsomaly.detection.formats import FORMATS, Stems
 from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.errors import printable
-from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.dapo import Dapo
+from tipsomaly.prompts.methods import METHODS
+
+Methods = Enum("Methods", {"all": "all"}, type=str)
+OF_CLASS = ":class"
+"""What `--kinds` is without a value."""
+OPTIONS_OF = {
+    "tipsomaly": {"objective", "tokens", "ensemble"},
+    "dapo": {"tokens", "rows", "image_tokens"},
+    "cops": {"pool"},
+}
+"""The options of `train` that only some methods have."""
 
 
-@app.command()
+class _KindsCommand(TyperCommand):
+    """`--kinds` without a value asks for the kinds of each class."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--kinds" in args:
+            after = args.index("--kinds") + 1
+            if args[after:][:1] in ([], ["--"]) or args[after].startswith("-"):
+                args = [*args[:after], OF_CLASS, *args[after:]]
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_KindsCommand)
 def evaluate(
     root: RootArgument,
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
+    methods: Annotated[
+        Methods | None, typer.Option(help="all: every method that the model has prompts of, from one pass.")
+    ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[A,B,...]",
+            help="Also how well kinds of defects are told apart: those of each class, or these (prompts: dapo).",
+        ),
+    ] = None,
     strategy: Annotated[
-        Strategy, typer.Option(help="Image score of table 2c; the paper's is S5, though S2 did better on MVTec AD.")
-    ] = Strategy.S5,
-    mode: ModeOption = Mode.decoupled,
+        Strategy | None,
+        typer.Option(
+            help="Image score of table 2c; default: the paper's S5 (S2 did better on MVTec AD), or the method's own."
+        ),
+    ] = None,
+    mode: ModeOption = None,
     domain: DataDomainOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
@@ -81,27 +122,37 @@ def evaluate(
 ) -> None:
     """Score a data set: image and pixel metrics by class, next to the paper's numbers where they are known.
 
-    DIR gets results.json, results.csv and results.md, with --worst also pictures in worst/, with --gallery a
-    sheet of each class in gallery/. What was finished before an
-    interrupt is in DIR/classes and is not computed again if nothing changed. With --format the pictures are scored once
-    more, at their own size, for files that other tools read, see `detect`.
+    DIR gets results.json, results.csv and results.md, with --worst also pictures in worst/, with --gallery a sheet of
+    each class in gallery/, with --kinds also kinds.md, kinds.json and confusion.png. With --methods all DIR gets a
+    folder of each method, and methods.md. What was finished before an interrupt is in DIR/classes and is not computed
+    again if nothing changed. With --format the pictures are scored once more, at their own size, for files that other
+    tools read, see `detect`.
     """
     from tipsomaly.studies.evaluation import evaluate as evaluate_samples
+    from tipsomaly.studies.evaluation import evaluate_methods, method_table
     from tipsomaly.studies.gallery import save_gallery
+    from tipsomaly.studies.kinds import evaluate_kinds
     from tipsomaly.studies.worst import save_worst
 
     chosen = choose_formats(formats, output)
+    if methods and (kinds or worst or gallery or prompts or chosen):
+        fail("--methods all goes with none of --prompts, --kinds, --worst, --gallery and --format", 2)
     samples, _, domain = read_samples(root, layout, split, classes, domain, class_names)
-    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
-    evaluation = evaluate_samples(
-        pipe,
-        samples,
-        strategy=strategy.value,
-        batch_size=batch_size,
-        output=output,
-        progress=True,
-    )
+    own_kinds = None if kinds == OF_CLASS else split_kinds(kinds)
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, kinds=own_kinds)
+    options = {"strategy": strategy and strategy.value, "batch_size": batch_size, "progress": True}
+    if methods:
+        evaluations = evaluate_methods(pipe.methods(), samples, output, **options)
+        print(method_table(evaluations), end="")
+        return
+    if kinds and not pipe.kinds:
+        fail("--kinds needs prompts that know kinds of defects: pass --prompts dapo, or others of that method", 2)
+    evaluation = evaluate_samples(pipe, samples, output=output, kinds_of_class=kinds == OF_CLASS, **options)
     print(evaluation.markdown(), end="")
+    if kinds:
+        named = evaluate_kinds(evaluation, samples)
+        named.save(output)
+        print(f"\n{named.markdown()}", end="")
     if worst:
         save_worst(pipe, evaluation, samples, output / "worst", worst)
     if gallery:
@@ -120,11 +171,26 @@ def train(
     root: RootArgument,
     output: PromptsFileOption,
     model: ModelOption = "nano",
-    objective: Annotated[Objective, typer.Option(help="Loss; the paper's is local.")] = Objective.local,
-    tokens: Annotated[int, typer.Option(min=1, max=16, help="Learned vectors a state.")] = 8,
-    ensemble: Annotated[Sentences, typer.Option(help="Sentences behind the vectors.")] = Sentences.industrial,
-    epochs: Annotated[int, typer.Option(min=1)] = 2,
-    seed: int = 111,
+    method: Annotated[
+        Method, typer.Option(help="Whose prompts; each has its own published recipe.")
+    ] = Method.tipsomaly,
+    objective: Annotated[Objective | None, typer.Option(help="tipsomaly: loss; the paper's is local.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, max=16, help="tipsomaly, dapo: learned vectors of a prompt; default: 8 and 5.")
+    ] = None,
+    ensemble: Annotated[
+        Sentences | None, typer.Option(help="tipsomaly: sentences behind the vectors; default: industrial.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, max=64, help="dapo: prompts of a state; default: 10.")] = None,
+    image_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, max=64, help="dapo: tokens a block of the vision tower; the paper has 4; default: 0."),
+    ] = None,
+    pool: Annotated[
+        int | None, typer.Option(min=1, help="cops: patches a side that are averaged; default: 5, of few patches 3.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: 2, dapo 5, cops 10.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 111, dapo 42, cops 0.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
     cache: Annotated[
@@ -139,31 +205,53 @@ def train(
 ) -> None:
     """Learn prompts on a data set with masks. Beside the prompts: the log, the loss curve and the state to go on from.
 
-    Every picture is encoded once. The prompts are written after each epoch; after an interrupt the same command goes
-    on with the next.
+    Every picture is encoded once, unless the method changes the vision tower (--image-tokens). The prompts are written
+    after each epoch; after an interrupt the same command goes on with the next.
     """
     from tipsomaly.studies import training
 
+    given = {"objective": objective and objective.value, "tokens": tokens, "ensemble": ensemble and ensemble.value}
+    given |= {"rows": rows, "image_tokens": image_tokens, "pool": pool}
+    given = {name: value for name, value in given.items() if value is not None}
+    if odd := given.keys() - OPTIONS_OF[method.value]:
+        fail(f"--{min(odd).replace('_', '-')} is no option of the method {method.value}", 2)
     samples, layout_name, _ = read_samples(root, layout, split, classes, Domain.industrial)
     if not any(sample.mask for sample in samples):
         fail(f"{printable(root)}: this data set has no masks, and training needs them", 1)
     pipe = load_pipeline(model, None, device, dtype, image_size, Domain.industrial, Mode.fixed)
-    vectors = training.initial_prompts(pipe.tips.config.text.dim, tokens, seed)
+    kind = METHODS[method.value]
+    seed = kind.RECIPE.seed if seed is None else seed
+    if kind.RECIPE.shuffle:
+        samples = training.shuffled(samples, seed)
+    if kind is Dapo:
+        several, samples = len(samples), of_one_kind(samples)
+        if several > len(samples):
+            print(f"{several - len(samples)} pictures have several kinds of defects: left out", file=sys.stderr)
+        given["kinds"] = all_kinds(samples)
     metadata = {
         "name": output.stem,
         "backbone": Path(model).resolve().name,
         "trained_on": f"{root.resolve().name} ({layout_name}, {split.value})",
         "pictures": len(samples),
-        "tokens": tokens,
         "seed": seed,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "image_size": "x".join(map(str, pipe.image_size)),
     }
-    start = LearnedPrompts(*vectors, ensemble.value, {key: str(value) for key, value in metadata.items()})
-    features = training.Features(pipe, samples, batch_size, cache, progress=True)
-    training.train(pipe, features, output, start, epochs=epochs, objective=objective.value, learning_rate=learning_rate)
-    print(f"{output}: {tokens} vectors a state, {epochs} epochs of {len(samples)} pictures")
+    metadata = {key: str(value) for key, value in metadata.items()}
+    temperature = pipe.tips.config.temperature
+    start = kind.start(pipe.tips.config, temperature=temperature, seed=seed, metadata=metadata, **given)
+    if start.image_tokens is None:
+        batches: training.Features | training.Pixels = training.Features(
+            pipe, samples, batch_size, cache, progress=True
+        )
+    else:
+        batches = training.Pixels(pipe, samples, batch_size)
+    prompts = training.train(pipe, batches, output, start, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    numbers = sum(tensor.numel() for tensor in prompts.tensors().values())
+    print(
+        f"{output}: {method.value}, {numbers:,} numbers, {prompts.metadata['epochs']} epochs of {len(samples)} pictures"
+    )
 
 
 @app.command()
@@ -174,7 +262,7 @@ def calibrate(
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
     domain: DomainOption = Domain.industrial,
-    mode: ModeOption = Mode.decoupled,
+    mode: ModeOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
     tile: TileOption = None,

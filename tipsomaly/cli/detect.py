@@ -21,7 +21,7 @@ from tipsomaly.cli.options import (
     DTypeOption,
     Engine,
     FormatsOption,
-    Mode,
+    KindsOption,
     ModelOption,
     ModeOption,
     OverlapOption,
@@ -37,6 +37,7 @@ from tipsomaly.cli.options import (
     load_pipeline,
     matches,
     not_empty,
+    split_kinds,
 )
 from tipsomaly.detection import visualization
 from tipsomaly.detection.formats import FORMATS, Format, Stems
@@ -57,7 +58,8 @@ def detect(
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
     domain: DomainOption = Domain.industrial,
-    mode: ModeOption = Mode.decoupled,
+    mode: ModeOption = None,
+    kinds: KindsOption = None,
     image_size: SizeOption = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict.")
@@ -98,7 +100,8 @@ def detect(
     if engine is Engine.ray:
         if compiled or as_json or overwrite:
             fail("--compile, --json and --overwrite are not for --engine ray", 2)
-        options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode.value}
+        options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode and mode.value}
+        options["kinds"] = split_kinds(kinds)
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype.value}
         options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
         if len(formats or ()) > 1 or (formats and formats[0].value in FORMATS):
@@ -109,8 +112,8 @@ def detect(
     folder = folder_path(output) if output else None
     chosen = choose_formats(formats, folder)
     sources = find_pictures(images)
-    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
-    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **tiling)
+    more = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **more)
     with ExitStack() as stack:
         records: Records | None = None
         targets: list[Format] = []
@@ -171,7 +174,8 @@ def _score(
             parts = f"{outcome.score:.4f} = global {outcome.global_score:.4f} + local {outcome.local_score:.4f}"
             verdict = {None: "", True: "  anomalous", False: "  normal   "}[outcome.is_anomalous]
             note = f"  ({outcome.note})" if outcome.note else ""
-            tqdm.write(f"{parts}{verdict}  {printable(source)}{note}", file=sys.stdout)
+            kind = "  {} {:.2f}".format(*next(iter(outcome.kinds.items()))) if outcome.kinds else ""
+            tqdm.write(f"{parts}{verdict}{kind}  {printable(source)}{note}", file=sys.stdout)
     return failed
 
 
@@ -191,7 +195,8 @@ def compare(
     dtype: DTypeOption = DType.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """The decoupled-prompt ablation on one picture: fixed, learned and decoupled prompts side by side.
+    """The decoupled-prompt ablation on one picture: fixed, learned and decoupled prompts side by side, and beside them
+    each other method that the model has prompts of.
 
     With --output, DIR gets <picture>_comparison.png: the picture, then the map under each kind of prompts.
     """

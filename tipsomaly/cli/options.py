@@ -22,8 +22,9 @@ from tipsomaly.detection.tiling import SMALLEST
 from tipsomaly.errors import one_line, printable
 from tipsomaly.files import expand
 from tipsomaly.models.device import DTYPES
-from tipsomaly.names import clean_class_name
-from tipsomaly.prompts.learned import prompts_file
+from tipsomaly.names import clean_class_name, clean_kinds
+from tipsomaly.prompts.methods import METHODS
+from tipsomaly.prompts.prompt_file import prompts_file
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.prompts.strategy import MODES
 
@@ -71,6 +72,7 @@ FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".npy", ".parquet", ".png", "
 
 Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
 Mode = Enum("Mode", {name: name for name in MODES}, type=str)
+Method = Enum("Method", {name: name for name in METHODS}, type=str)
 Strategy = Enum("Strategy", {name: name for name in STRATEGIES}, type=str)
 Objective = Enum("Objective", {name: name for name in ("local", "global", "both")}, type=str)
 Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, type=str)
@@ -94,7 +96,13 @@ SizeOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DTypeOption = Annotated[DType, typer.Option(help="Number format of the vision tower.")]
-ModeOption = Annotated[Mode, typer.Option(help="Which prompts score: the paper's are decoupled.")]
+ModeOption = Annotated[
+    Mode | None, typer.Option(help="Which prompts score; default: decoupled, as in the paper, or the method's own.")
+]
+KindsOption = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="Kinds of defects to tell apart, for prompts that know kinds (dapo)."),
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 SigmaOption = Annotated[float, typer.Option(min=0, help="Smoothing of the map, in pixels of the input size.")]
 TileOption = Annotated[
@@ -148,10 +156,10 @@ def load_pipeline(
     dtype: DType,
     image_size: int | None,
     domain: Domain,
-    mode: Mode = Mode.decoupled,
+    mode: Mode | None = None,
     sigma: float = SIGMA,
     calibration: Path | None = None,
-    **tiling: Any,
+    **more: Any,
 ) -> Pipeline:
     return Pipeline.from_pretrained(
         model,
@@ -160,10 +168,10 @@ def load_pipeline(
         dtype=dtype.value,
         image_size=image_size,
         domain=domain.value,
-        mode=mode.value,
+        mode=mode and mode.value,
         sigma=sigma,
         calibration=calibration,
-        **tiling,
+        **more,
     )
 
 
@@ -182,6 +190,11 @@ def read_samples(
     if domain is None and len(domains) > 1:
         fail("some of these classes are medical and some industrial: choose with --class, or name the --domain", 2)
     return samples, name, domain or Domain(domains.pop())
+
+
+def split_kinds(kinds: str | None) -> tuple[str, ...] | None:
+    """The names in a list with commas. Raises OptionError."""
+    return None if kinds is None else clean_kinds(kinds.split(","))
 
 
 def class_words(text: str | None) -> dict[str, str]:

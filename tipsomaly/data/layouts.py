@@ -5,7 +5,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -127,9 +127,17 @@ def _read_meta(root: Path, split: str) -> Iterator[Sample]:
 
 def _read_visa(root: Path, split: str) -> Iterator[Sample]:
     path = root / "split_csv" / "1cls.csv"
+    labels: dict[str, dict[str, str]] = {}  # what is wrong with each picture of a class
     for row in _rows(path, ("object", "split", "label", "image", "mask")):
         if row["split"] == split:
-            yield _listed(root, path, row["image"], row["mask"], row["object"], "anomaly", row["label"])
+            image = row["image"]
+            sample = _listed(root, path, image, row["mask"], row["object"], "anomaly", row["label"])
+            folder = sample.image.relative_to(root).parts[0]
+            if folder not in labels:
+                table = root / folder / "image_anno.csv"
+                rows = _rows(table, ("image", "label")) if table.is_file() else ()
+                labels[folder] = {line["image"]: line["label"] for line in rows}
+            yield replace(sample, defect=labels[folder].get(image) or "anomaly") if sample.label else sample
 
 
 def _read_headct(root: Path, split: str) -> Iterator[Sample]:
@@ -341,7 +349,7 @@ LAYOUTS: dict[str, Layout] = {
         ordered=True,
     ),
     "visa": Layout(
-        "split_csv/1cls.csv, CLASS/Data/Images/{Normal,Anomaly}/, CLASS/Data/Masks/Anomaly/",
+        "split_csv/1cls.csv, CLASS/Data/{Images/{Normal,Anomaly},Masks/Anomaly}/, CLASS/image_anno.csv for the kinds",
         (("split_csv/1cls.csv",),),
         _read_visa,
         masks=True,

@@ -5,11 +5,12 @@ The engine knows no prompts: what the tokens mean is the detectors' business.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +24,7 @@ from tipsomaly.detection.tiling import Tiles
 from tipsomaly.detection.views import Picture, Scores, View, Viewer, ahead
 from tipsomaly.errors import ImageError, ModelError, OptionError, one_line, printable
 from tipsomaly.models.device import to_cpu, to_device
-from tipsomaly.models.tips import ImageTokens, Tips
+from tipsomaly.models.tips import ImageTokens, LayerTokens, Tips
 
 
 class Engine:
@@ -67,17 +68,28 @@ class Engine:
             if not isinstance(view, ImageError):
                 groups.setdefault(view.pixels.shape, []).append(view)
         for views in groups.values():
-            tokens = self.encode(torch.stack([view.pixels for view in views]))
-            spatial = to_cpu(F.normalize(tokens.spatial.float(), dim=-1))
+            pixels = torch.stack([view.pixels for view in views])
+            encoded: dict[int, tuple[ImageTokens, Tensor]] = {}  # the tower as it is serves most detectors, once
             for detector in detectors:
+                learned = detector.image_tokens
+                known = id(learned and learned.tokens)
+                if known not in encoded:
+                    [tokens] = self.encode_layers(pixels, [-1], learned)
+                    encoded[known] = tokens, to_cpu(F.normalize(tokens.spatial.float(), dim=-1))
+                tokens, spatial = encoded[known]
                 evidence = detector.score(tokens)
-                on_cpu = (spatial, to_cpu(evidence.images), to_cpu(evidence.patches))
-                for view, on_device, *scores in zip(views, evidence.patches, *on_cpu, strict=True):
+                images, patches = to_cpu(evidence.images), to_cpu(evidence.patches)
+                kinds = None if evidence.kinds is None else to_cpu(evidence.kinds.half())
+                for i, view in enumerate(views):
+                    anomaly_map = None
                     if maps and not view.picture.boxes:
                         size = (view.picture.height, view.picture.width)
                         height, width = view.pixels.shape[1:]
-                        scores.append(to_cpu(scoring.anomaly_map(on_device, (height, width), size, self.sigma)))
-                    view.picture.scores.setdefault(view.index, []).append(Scores(*scores))
+                        anomaly_map = scoring.anomaly_map(evidence.patches[i], (height, width), size, self.sigma)
+                        anomaly_map = to_cpu(anomaly_map)
+                    own = None if kinds is None else kinds[i]
+                    scores = Scores(spatial[i], images[i], patches[i], anomaly_map, own)
+                    view.picture.scores.setdefault(view.index, []).append(scores)
         return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
 
     def result(
@@ -87,10 +99,12 @@ class Engine:
         class_name: str,
         mode: str,
         calibration: Calibration | None,
+        image_score: Mapping[str, float],
+        kinds: tuple[str, ...],
         note: str | None = None,
     ) -> Result:
-        """What the scores of a picture's views under one detector, by its number, say of the picture; `note` is of its
-        class name."""
+        """What the scores of a picture's views under one detector, by its number, say of the picture. `kinds` are the
+        names of those that the detector tells apart; `note` is of its class name."""
         whole, *tiles = (picture.scores[index][detector] for index in range(1 + len(picture.boxes)))
         object_score, global_score = whole.image.tolist()
         result = Result(
@@ -109,10 +123,22 @@ class Engine:
             pixel_threshold=calibration and calibration.pixel_threshold,
             tiles=self._tiles(picture, tiles) if tiles else None,
             source=picture.source,
+            image_score=image_score,
+            kind_names=kinds,
+            kind_map=self._kind_map(picture, whole, tiles),
         )
         if whole.anomaly_map is not None:
             vars(result)["anomaly_map"] = whole.anomaly_map.numpy()
         return result
+
+    def _kind_map(self, picture: Picture, whole: Scores, tiles: Sequence[Scores]) -> np.ndarray | None:
+        found = [scores.kinds for scores in tiles or (whole,) if scores.kinds is not None]
+        if not found:
+            return None
+        tiling = self.viewer.tiling
+        rows = len(tiling.spans(picture.height)) if tiling and tiles else 1
+        kinds = torch.stack(found).unflatten(0, (rows, -1)) if tiles else found[0].clone()
+        return kinds.numpy()
 
     def _tiles(self, picture: Picture, scores: Sequence[Scores]) -> Tiles:
         tiling = self.viewer.tiling
@@ -162,16 +188,19 @@ class Engine:
         return self.encode_layers(pixels, [-1])[0]
 
     @torch.inference_mode()
-    def encode_layers(self, pixels: Tensor, layers: Sequence[int]) -> list[ImageTokens]:
-        """The same after each of these blocks of the tower (0-based, negative from the end)."""
+    def encode_layers(
+        self, pixels: Tensor, layers: Sequence[int], learned: LayerTokens | None = None
+    ) -> list[ImageTokens]:
+        """The same after each of these blocks of the tower (0-based, negative from the end), with learned tokens in the
+        tower if there are some."""
         pixels = to_device(pixels, self.device)
         pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
         if self.device.type != "cpu":
-            return self.tips.vision_encoder.layers(pixels, layers)
+            return self.tips.vision_encoder.layers(pixels, layers, learned)
         # What a block of the tower writes should stay in the cache: 2,000 tokens for each thread.
         tokens = pixels.shape[2] * pixels.shape[3] // self.tips.config.vision.patch_size**2
         parts = pixels.split(max(1, 2000 * torch.get_num_threads() // max(tokens, 1)))
-        encoded = [self.tips.vision_encoder.layers(part, layers) for part in parts]
+        encoded = [self.tips.vision_encoder.layers(part, layers, learned) for part in parts]
         if len(encoded) == 1:
             return encoded[0]
         return [ImageTokens(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*encoded, strict=True)]

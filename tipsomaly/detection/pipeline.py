@@ -1,19 +1,18 @@
 """The one object that most people touch: pictures and a class name in, results out."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tipsomaly.data.images import ImageSource
+from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import Calibration
-from tipsomaly.detection.detector import PromptDetector
+from tipsomaly.detection.detector import Detectors, PromptDetector
 from tipsomaly.detection.engine import Engine, check_batch_size
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.settings import Settings
@@ -25,12 +24,13 @@ from tipsomaly.models.device import choose_device, choose_dtype
 from tipsomaly.models.folder import ModelFolder, write_model
 from tipsomaly.models.hub import resolve
 from tipsomaly.models.publish import upload
-from tipsomaly.models.tips import ImageTokens, Tips
+from tipsomaly.models.tips import ImageTokens, LayerTokens, Tips
 from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.names import clean_class_name
 from tipsomaly.prompts.find import default_prompts, read_prompts
-from tipsomaly.prompts.learned import LearnedPrompts
-from tipsomaly.prompts.prototypes import embed, prototypes
+from tipsomaly.prompts.method import PromptMethod
+from tipsomaly.prompts.methods import ready_method
+from tipsomaly.prompts.prototypes import pair
 from tipsomaly.prompts.sentences import PromptEnsemble
 from tipsomaly.prompts.strategy import MODES, Mode, no_prompts
 
@@ -53,13 +53,14 @@ class Pipeline:
         self,
         tips: Tips,
         tokenizer: Tokenizer,
-        prompts: LearnedPrompts | None = None,
+        prompts: PromptMethod | None = None,
         *,
         calibration: Calibration | str | Path | None = None,
         **options: Any,
     ) -> None:
-        """`options` are those of `Settings`; without an image size it is the one that the tower was trained at.
-        `calibration`, which gives results a verdict, must have been made with the same settings.
+        """`options` are those of `Settings`; without an image size it is the one that the tower was trained at, without
+        a mode that of the prompts' method: "decoupled" for Tipsomaly's. `calibration`, which gives results a verdict,
+        must have been made with the same settings.
 
         Raises ModelError for prompts or a tokenizer that do not fit the towers, OptionError for an option that cannot
         be used.
@@ -68,16 +69,20 @@ class Pipeline:
         self._folder: ModelFolder | None = None  # where more prompt sets are, if it was loaded from somewhere
         vision, text = tips.config.vision, tips.config.text
         size = options.pop("image_size", None) or vision.image_size
+        if options.get("mode") is None:
+            options["mode"] = prompts.MODE if prompts else "decoupled"
         self.options = Settings(size, patch_size=vision.patch_size).but(**options)
         viewer = Viewer(self.image_size, vision.patch_size, self.options.tiling, self.options.keep_aspect)
         self.engine = Engine(tips, viewer, self.options.sigma)
         if prompts is None and self.mode != "fixed":
             raise ModelError(no_prompts("this model", self.mode))
-        if prompts is not None and prompts.normal.shape[1] != text.dim:
-            made_for = prompts.metadata.get("backbone", "another model")
-            raise ModelError(
-                f"these prompts are {prompts.normal.shape[1]} wide (made for {made_for}), the model is {text.dim}"
-            )
+        if prompts is not None:
+            prompts.check(tips.config)
+            if prompts.PER_IMAGE and self.options.tile and self.mode != "fixed":
+                raise OptionError(
+                    f"prompts of {prompts.NAME} depend on the whole picture: they cannot be used with tiles"
+                )
+        self._method = ready_method(prompts, self.options.kinds, self.device)
         if tokenizer.vocab_size > text.vocab_size:
             raise ModelError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model {text.vocab_size}")
         if isinstance(calibration, str | Path):
@@ -85,19 +90,7 @@ class Pipeline:
         self.calibration = calibration
         if calibration:
             calibration.check(self.settings())
-        self._new_caches()
-
-    def _new_caches(self) -> None:
-        self._prototypes_of = lru_cache(maxsize=1024)(partial(_compute_prototypes, self.tips, self.tokenizer))
-        self._sentences_of = lru_cache(maxsize=64)(partial(_embed_sentences, self.tips, self.tokenizer))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Caches are not pickled: they fill again."""
-        return {name: value for name, value in vars(self).items() if name not in ("_prototypes_of", "_sentences_of")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._new_caches()
+        self._detectors = Detectors(tips, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -105,7 +98,7 @@ class Pipeline:
         model: str | Path = "nano",
         *,
         revision: str | None = None,
-        prompts: str | Path | LearnedPrompts | None = None,
+        prompts: str | Path | PromptMethod | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         calibration: Calibration | str | Path | None = None,
@@ -115,14 +108,14 @@ class Pipeline:
         backbone such as "tips-l14-hr" (see `tipsomaly models`), which is fetched and converted once.
 
         revision: branch, tag or commit of a Hub repository.
-        prompts: the name of a prompt set of the model, a .safetensors file, or `org/name[:set]` on the Hub. Without it
-            the set named after the domain is taken, else the first one.
+        prompts: the name of a prompt set of the model ("dapo", "cops"), a .safetensors file, or `org/name[:set]` on the
+            Hub, of any method. Without it the set named after the domain is taken, else the first one.
         device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU if there is one.
         dtype: of the vision tower, "float32", "bfloat16" or "float16"; "auto" is bfloat16 on an NVIDIA GPU (float16 on
             one that is too old for it), float32 elsewhere; "fastest" is the same, but bfloat16 also on a CPU that has
             it and is found to be faster with it.
         calibration: thresholds from `tipsomaly calibrate`, for `Result.is_anomalous`.
-        options: `image_size` (default: the model folder's), `domain`, `mode`, `sigma`, `tile`, `overlap` and
+        options: `image_size` (default: the model folder's), `domain`, `mode`, `kinds`, `sigma`, `tile`, `overlap` and
             `keep_aspect`, see `Settings`.
 
         Raises ModelError, in one line, for a model, prompt set or option that cannot be used.
@@ -130,7 +123,7 @@ class Pipeline:
         device = choose_device(device)
         tower_dtype = choose_dtype(dtype, device)
         folder = resolve(model, revision, weights=False)  # prompts first: gigabytes are not fetched in vain
-        mode, domain = options.get("mode", "decoupled"), options.get("domain", "industrial")
+        mode, domain = options.get("mode") or "decoupled", options.get("domain", "industrial")
         if prompts is None and mode != "fixed":
             prompts = default_prompts(folder, domain)
             if prompts is None:
@@ -152,11 +145,30 @@ class Pipeline:
         """A pipeline with other options (those of the constructor) on the same weights and prototype cache; this one
         stays as it is. It is not calibrated, unless a calibration is among the options."""
         prompts, calibration = options.pop("prompts", self.prompts), options.pop("calibration", None)
+        if prompts is not self.prompts:
+            options = {
+                "mode": prompts.MODE if prompts and self.mode != "fixed" else self.mode,
+                "kinds": None,
+                **options,
+            }
         settings = self.options.but(**options)
         other = Pipeline(self.tips, self.tokenizer, prompts, calibration=calibration, **settings.options())
-        other._prototypes_of, other._sentences_of = self._prototypes_of, self._sentences_of
+        if prompts is self.prompts and settings.kinds == self.options.kinds:
+            other._method = self._method
+        other._detectors = self._detectors
         other._folder = self._folder
         return other
+
+    def methods(self) -> dict[str, "Pipeline"]:
+        """This pipeline, and one for each other method that the model's folder has prompts of, by the method's name.
+        They share weights. Raises ModelError."""
+        others = self._folder.prompt_sets() if self._folder else ()
+        found = {self.method_name: self}
+        for name in sorted(others):
+            prompts = read_prompts(self._folder, name)
+            if prompts.NAME not in found:
+                found[prompts.NAME] = self.with_options(prompts=prompts, mode=prompts.MODE)
+        return found
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -167,6 +179,16 @@ class Pipeline:
     def mode(self) -> Mode:
         """Which prompts make which prototypes (table 2a)."""
         return self.options.mode
+
+    @property
+    def method_name(self) -> str:
+        """The method of the prompts that score; fixed ones are Tipsomaly's."""
+        return self.prompts.NAME if self.prompts and self.mode != "fixed" else "tipsomaly"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of defects that results tell apart; none with prompts that know none."""
+        return self._method.kinds if self._method and self.mode != "fixed" else ()
 
     @property
     def domain(self) -> PromptEnsemble:
@@ -288,7 +310,8 @@ class Pipeline:
         self, image: ImageSource, class_name: str = "object", own: PromptEnsemble | None = None
     ) -> dict[str, Result]:
         """The decoupled-prompt ablation (table 2a) on one picture, encoded once: the result under each of the modes
-        "fixed", "learned" and "decoupled", and under "own", fixed prompts of your own, when they are given."""
+        "fixed", "learned" and "decoupled", under "own", fixed prompts of your own, when they are given, and under each
+        other method that the model's folder has prompts of, "dapo" and "cops"."""
         prompts = self.prompts or (self._folder and default_prompts(self._folder, self.options.domain))
         if prompts is None:
             raise ModelError("a comparison needs learned prompts and this model has none")
@@ -299,6 +322,8 @@ class Pipeline:
         }
         if own is not None:
             columns["own"] = self.with_options(domain=own, mode="fixed")
+        if not self.options.tile:
+            columns |= {method: pipe for method, pipe in self.methods().items() if method != prompts.NAME}
         detectors = [pipe.detector(name) for pipe in columns.values()]
         for view in self.engine.scored([image], detectors, BATCH_SIZE):
             if isinstance(view, ImageError):
@@ -313,30 +338,37 @@ class Pipeline:
         """See `Engine.encode`."""
         return self.engine.encode(pixels)
 
-    def encode_layers(self, pixels: Tensor, layers: Sequence[int]) -> list[ImageTokens]:
+    def encode_layers(
+        self, pixels: Tensor, layers: Sequence[int], learned: LayerTokens | None = None
+    ) -> list[ImageTokens]:
         """See `Engine.encode_layers`."""
-        return self.engine.encode_layers(pixels, layers)
+        return self.engine.encode_layers(pixels, layers, learned)
 
     def prototypes(self, class_name: str = "object", mode: Mode | None = None) -> tuple[Tensor, Tensor]:
-        """G_f for the image score and G_l for the patch map, each (2, D) float32, normal then abnormal. Cached.
-        A class name with a word that the model does not know counts as "object"."""
-        mode = mode or self.mode
+        """G_f for the image score, (2, D), and G_l for the patch map, (1 + K, D) float32, the normal one first. Cached.
+        Raises OptionError for prompts that have others for each picture."""
+        detector = self.detector(class_name, mode)
+        if detector.image.prototypes is None or detector.patches.prototypes is None:
+            raise OptionError(f"prompts of {self._method and self._method.NAME} have no prototypes without a picture")
+        return pair(detector.image.prototypes), detector.patches.prototypes
+
+    def detector(self, class_name: str = "object", mode: Mode | None = None) -> PromptDetector:
+        """What scores pictures of a class; its prototypes are cached. A class name with a word that the model does not
+        know counts as "object"."""
         name = clean_class_name(class_name)
         name = UNKNOWN if self.tokenizer.unknown(name) else name
-        return (
-            self._prototypes_of(self.prompts) if mode == "learned" else self._prototypes_of(self.domain, name),
-            self._prototypes_of(self.domain, name) if mode == "fixed" else self._prototypes_of(self.prompts),
-        )
+        return self._detectors.detector(mode or self.mode, self.domain, name, self._method)
 
-    def detector(self, class_name: str = "object") -> PromptDetector:
-        """What scores pictures of a class."""
-        return PromptDetector(*self.prototypes(class_name), self.tips.config.temperature)
+    @property
+    def image_score(self) -> Mapping[str, float]:
+        """The weights of the parts of the image score."""
+        return self._method.image_score if self._method and self.mode == "learned" else scoring.IMAGE_SCORE
 
     @torch.inference_mode()
     def similarities(self, result: Result) -> tuple[dict[str, float], dict[str, float]]:
         """What the global score comes from: (normal, abnormal) fixed sentences, each with the cosine, in [-1, 1],
         of its embedding with the result's spatial token; the most similar first."""
-        embedded = self._sentences_of(self.domain, result.class_name)
+        embedded = self._detectors.sentences(self.domain, result.class_name)
         normal, abnormal = (
             dict(sorted(zip(texts, (e @ result.spatial_token).tolist(), strict=True), key=lambda pair: -pair[1]))
             for texts, e in zip(self.domain.sentences(result.class_name), embedded, strict=True)
@@ -361,22 +393,5 @@ class Pipeline:
             return upload(Path(folder), repository, private=private, token=token)
 
     def _result(self, picture: Picture, detector: int, class_name: str, note: str | None) -> Result:
-        return self.engine.result(picture, detector, class_name, self.mode, self.calibration, note)
-
-
-@torch.inference_mode()
-def _compute_prototypes(
-    tips: Tips, tokenizer: Tokenizer, prompts: PromptEnsemble | LearnedPrompts, class_name: str = "object"
-) -> Tensor:
-    if isinstance(prompts, LearnedPrompts):
-        return prototypes(tips.text_encoder, tokenizer, prompts.sentences(), (prompts.normal, prompts.abnormal))
-    return prototypes(tips.text_encoder, tokenizer, prompts.sentences(class_name))
-
-
-@torch.inference_mode()
-def _embed_sentences(
-    tips: Tips, tokenizer: Tokenizer, prompts: PromptEnsemble, class_name: str
-) -> tuple[np.ndarray, np.ndarray]:
-    normal, abnormal = prompts.sentences(class_name)
-    embedded = embed(tips.text_encoder, tokenizer, normal + abnormal).cpu().numpy()
-    return embedded[: len(normal)], embedded[len(normal) :]
+        options = (self.mode, self.calibration, self.image_score, self.kinds, note)
+        return self.engine.result(picture, detector, class_name, *options)

@@ -1,8 +1,10 @@
 """What the pipeline says of one picture."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,6 +31,10 @@ class Region:
     """pixels"""
     peak: float
     """largest value of the anomaly map inside"""
+    kind: str | None = None
+    """The kind of defect that its patches most probably have, by prompts that know kinds."""
+    kind_probability: float | None = None
+    """Mean of that kind's probability over the patches, in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +67,12 @@ class Result:
     """The patch maps of a picture that was cut into tiles: they take the place of `patch_map`, which is then of the
     whole picture and so coarser, in `local_score` and `anomaly_map`."""
     source: ImageSource | None = field(default=None, repr=False)
+    image_score: Mapping[str, float] = field(default_factory=lambda: scoring.IMAGE_SCORE, repr=False)
+    """The weights of the score: of p_a(g_o), "object", of p_a(g_s), "spatial", and of the largest patch probability,
+    "local"."""
+    kind_names: tuple[str, ...] = field(default=(), repr=False)
+    kind_map: np.ndarray | None = field(default=None, repr=False)
+    """float16 (h, w, K), of a tiled picture (rows, columns, h, w, K): the probability of each kind at each patch."""
 
     @property
     def local_score(self) -> float:
@@ -69,11 +81,22 @@ class Result:
 
     @property
     def score(self) -> float:
-        """The image score, in [0, 2]: p_a(g_s) + the largest patch probability (strategy S5, the paper's).
+        """The image score: p_a(g_s) + the largest patch probability, in [0, 2] (strategy S5, the paper's), or what the
+        method of the prompts takes for it, in [0, 1].
 
         With tiles it is ours, not the paper's: p_a(g_s) of the whole picture + the largest patch probability of all
         tiles. More tiles are more chances of a large one, so a threshold serves pictures of one size and tiling."""
-        return self.global_score + self.local_score
+        return scoring.image_score(self.image_score, self.object_score, self.global_score, self.local_score)
+
+    @property
+    def kinds(self) -> dict[str, float] | None:
+        """The probability of each kind of defect at the most abnormal patch, the most probable first; None for prompts
+        that know no kinds. What is left of 1 is the probability that it is normal."""
+        if self.kind_map is None:
+            return None
+        peak = int((self.tiles.patch_maps if self.tiles else self.patch_map).argmax())
+        values = self.kind_map.reshape(-1, len(self.kind_names))[peak].astype(float).tolist()
+        return dict(sorted(zip(self.kind_names, values, strict=True), key=lambda pair: -pair[1]))
 
     @property
     def is_anomalous(self) -> bool | None:
@@ -108,13 +131,40 @@ class Result:
         labels, count = ndimage.label(self.mask(threshold), structure=np.ones((3, 3)))
         areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         peaks = ndimage.maximum(self.anomaly_map, labels, range(1, count + 1)) if count else []
+        kinds = self._kinds_of_regions(labels, count)
         found = [
-            Region((x.start, y.start, x.stop, y.stop), int(area), float(peak))
-            for (y, x), area, peak in zip(ndimage.find_objects(labels), areas, peaks, strict=True)
+            Region((x.start, y.start, x.stop, y.stop), int(area), float(peak), *kind)
+            for (y, x), area, peak, kind in zip(ndimage.find_objects(labels), areas, peaks, kinds, strict=True)
         ]
         return sorted(found, key=lambda region: -region.peak)
 
-    def record(self) -> dict[str, float | int | bool | str]:
+    def _kinds_of_regions(self, labels: np.ndarray, count: int) -> list[tuple[str, float] | tuple[()]]:
+        """The kind of each of the regions 1 to `count` in `labels` (height, width), with its probability: the largest
+        mean over the patches whose centres lie inside or, where there is none, of the nearest to the peak."""
+        from scipy import ndimage
+
+        if self.kind_map is None or not count:
+            return [()] * count
+        y, x = self._patch_centres()
+        probabilities = self.kind_map.reshape(-1, len(self.kind_names)).astype(np.float32)
+        region = labels[y.astype(int), x.astype(int)]
+        sums, patches = np.zeros((count + 1, len(self.kind_names))), np.bincount(region, minlength=count + 1)
+        np.add.at(sums, region, probabilities)
+        for i in np.flatnonzero(patches[1:] == 0) + 1:
+            top, left = ndimage.maximum_position(self.anomaly_map, labels, i)
+            sums[i], patches[i] = probabilities[np.hypot(y - top, x - left).argmin()], 1
+        means = sums[1:] / patches[1:, None]
+        return [(self.kind_names[k], float(mean[k])) for mean, k in zip(means, means.argmax(1), strict=True)]
+
+    def _patch_centres(self) -> tuple[np.ndarray, np.ndarray]:
+        """y and x in pixels of the centre of each patch, in the order of `kind_map`."""
+        if self.tiles:
+            return self.tiles.patch_centres((self.height, self.width))
+        (h, w), size = self.patch_map.shape, (self.height, self.width)
+        y, x = ((np.arange(n) + 0.5) * length / n for n, length in zip((h, w), size, strict=True))
+        return np.repeat(y, w), np.tile(x, h)
+
+    def record(self) -> dict[str, Any]:
         """What a line of `results.jsonl` says of a picture, less its name and its files."""
         record = {
             "score": self.score,
@@ -125,6 +175,10 @@ class Result:
         }
         if self.is_anomalous is not None:
             record["is_anomalous"] = self.is_anomalous
+        if self.kinds is not None:
+            record["kinds"] = {kind: round(value, 4) for kind, value in self.kinds.items()}
+            if self.pixel_threshold is not None:
+                record["regions"] = [asdict(region) for region in self.regions(self.pixel_threshold)]
         if self.note:
             record["note"] = self.note
         return record
@@ -137,9 +191,16 @@ class Result:
         return load_image(self.source).image
 
     def overlay(self, threshold: float | None = None) -> Image.Image:
-        """The map over the picture in fixed colours (0..1); with a threshold also the contours of its regions."""
+        """The map over the picture in fixed colours (0..1); with a threshold also the contours of its regions, and
+        their kinds where prompts know them."""
         picture = visualization.overlay(self.image, self.anomaly_map)
-        return picture if threshold is None else visualization.contours(picture, self.mask(threshold))
+        if threshold is None:
+            return picture
+        picture = visualization.contours(picture, self.mask(threshold))
+        if self.kind_map is None:
+            return picture
+        regions = self.regions(threshold)[: visualization.MAX_LABELS]
+        return visualization.labelled(picture, [(r.box, f"{r.kind} {r.kind_probability:.2f}") for r in regions])
 
     def save(self, folder: str | Path, stem: str | None = None) -> dict[str, Path]:
         """Write `<stem>_map.npy` (float32) and `<stem>_overlay.png` (with contours, if calibrated) into `folder`, made

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tipsomaly.errors import OptionError
 from tipsomaly.prompts.losses import bilinear
-from tipsomaly.prompts.method import probabilities
+from tipsomaly.prompts.prototypes import probabilities
 
 SIGMA = 4.0
 """Standard deviation in pixels, at the model's input size, of the Gaussian that smooths a map."""
@@ -23,6 +24,14 @@ STRATEGIES: Mapping[str, str] = {
     "S5": "S2 + local",
 }
 """The image scores of table 2c, in words; `image_scores` computes them. S5 is the paper's choice."""
+
+
+IMAGE_SCORE: Mapping[str, float] = {"spatial": 1.0, "local": 1.0}
+"""S5 as weights of its parts; other methods have others."""
+
+Strategy = str | Mapping[str, float]
+"""An image score: a name of STRATEGIES, or weights of "object", "spatial" and "local", which are p_a(g_o), p_a(g_s) and
+the largest patch probability."""
 
 
 def anomaly_probability(tokens: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
@@ -55,6 +64,28 @@ def image_scores(object_score: float, spatial_score: float, local_score: float) 
         "S4": (object_score + spatial_score) / 2,
         "S5": spatial_score + local_score,
     }
+
+
+def image_score(strategy: Strategy, object_score: float, spatial_score: float, local_score: float) -> float:
+    """The image score of one strategy. Raises OptionError for an unknown one."""
+    if isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            raise OptionError(f"unknown strategy {strategy!r}: choose {', '.join(STRATEGIES)}")
+        return image_scores(object_score, spatial_score, local_score)[strategy]
+    parts = {"object": object_score, "spatial": spatial_score, "local": local_score}
+    return sum(weight * parts[part] for part, weight in strategy.items())
+
+
+def named(strategy: Strategy) -> Strategy:
+    """The name of an image score, if it has one."""
+    names: dict[str, Mapping[str, float]] = {"S1": {"object": 1.0}, "S2": {"spatial": 1.0}, "S5": IMAGE_SCORE}
+    return next((name for name, weights in names.items() if weights == strategy), strategy)
+
+
+def described(strategy: Strategy) -> str:
+    """An image score in words."""
+    strategy = named(strategy)
+    return strategy if isinstance(strategy, str) else " + ".join(f"{w:.2g} {part}" for part, w in strategy.items())
 
 
 def anomaly_map(

@@ -9,6 +9,7 @@ from tipsomaly.detection.tiling import Tiling
 from tipsomaly.errors import OptionError
 from tipsomaly.files import digest
 from tipsomaly.models.shapes import PATCH
+from tipsomaly.names import clean_kinds
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble, ensemble
 from tipsomaly.prompts.strategy import MODES, Mode
 
@@ -30,7 +31,9 @@ class Settings:
     domain: str | PromptEnsemble = "industrial"
     """The fixed prompts: a key of `ENSEMBLES`, or prompts of your own."""
     mode: Mode = "decoupled"
-    """Which prompts make which prototypes (table 2a)."""
+    """Which prompts make which prototypes (table 2a); `Pipeline` takes that of the prompts' method by default."""
+    kinds: tuple[str, ...] | None = None
+    """Names of the kinds of defects to tell apart, for prompts that know kinds; default: those that they learned."""
     sigma: float = SIGMA
     """Deviation in pixels, at the input size, of the Gaussian that smooths a map; 0 to below 1000."""
     tile: int | None = None
@@ -45,6 +48,8 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _checked_size(self.image_size, self.patch_size))
         ensemble(self.domain)
+        if self.kinds is not None:
+            object.__setattr__(self, "kinds", clean_kinds(self.kinds))
         if self.mode not in MODES:
             raise OptionError(f"unknown mode {self.mode!r}: choose {', '.join(MODES)}")
         if not isinstance(self.sigma, int | float) or not 0 <= self.sigma < 1000:
@@ -92,6 +97,7 @@ class Settings:
             "version": VERSION,
             "domain": named[0] if named else digest(asdict(self.ensemble)),
             "mode": self.mode,
+            "kinds": self.kinds and list(self.kinds),
             "image_size": list(self.size),
             "sigma": float(self.sigma),
             "tiling": tiling and [tiling.tile, tiling.overlap],

@@ -69,6 +69,16 @@ class Tiles:
                 blended[top:bottom, left:right] += tile_map
         return np.clip(blended, 0.0, 1.0, out=blended)
 
+    def patch_centres(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """y and x in pixels of the centre of each patch, in the order of `patch_maps`; `size` as above."""
+        axes = []
+        for length, n in zip(size, self.patch_maps.shape[2:], strict=True):
+            spans = np.array(self.tiling.spans(length))  # (tiles, 2)
+            axes.append(spans[:, :1] + (np.arange(n) + 0.5) / n * (spans[:, 1:] - spans[:, :1]))
+        rows, columns = axes
+        y, x = np.broadcast_arrays(rows[:, None, :, None], columns[None, :, None, :])
+        return y.ravel(), x.ravel()
+
 
 def _weights(spans: list[tuple[int, int]]) -> list[np.ndarray]:
     """Of the pixels of each span, float32: highest in its middle, with a sum of 1 over the spans at every pixel."""

@@ -27,6 +27,8 @@ class Scores(NamedTuple):
     patch_map: Tensor
     """(h, w)"""
     anomaly_map: Tensor | None = None
+    kinds: Tensor | None = None
+    """(h, w, K) float16, from prompts that know kinds."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,13 +3,17 @@
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = "inferno"
 """A perceptually uniform matplotlib colour map; 0 is its dark end and 1 its bright end, for every picture alike."""
 
 CONTOUR = (0, 229, 255)
 """RGB, bright cyan: neither among the colours of the map nor common on products."""
+
+
+MAX_LABELS = 20
+"""Regions whose kinds are written over a picture at most, those with the highest peaks."""
 
 
 def heatmap(anomaly_map: np.ndarray) -> Image.Image:
@@ -36,6 +40,21 @@ def contours(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int] 
     pixels = np.array(image.convert("RGB"))
     pixels[mask & ~binary_erosion(mask, iterations=width, border_value=1)] = colour
     return Image.fromarray(pixels)
+
+
+def labelled(image: Image.Image, labels: list[tuple[tuple[int, int, int, int], str]]) -> Image.Image:
+    """The picture with a text at each box (left, top, right, bottom): above it or, at the upper border, inside; about
+    1/40 of the picture's side high, and wholly in the picture where it fits."""
+    picture = image.convert("RGB")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, round(max(picture.size) / 40)))
+    for (left, top, _, _), text in labels:
+        _, _, width, lower = draw.textbbox((0, 0), text, font=font)
+        x = max(0, min(left, picture.width - round(width) - 4))
+        y = max(0, top - round(lower) - 4)
+        draw.rectangle((x, y, x + width + 3, y + lower + 3), fill="black")
+        draw.text((x + 2, y + 2), text, fill=CONTOUR, font=font)
+    return picture
 
 
 def black_and_white(mask: np.ndarray) -> Image.Image:

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.tips import ImageTokens, LayerTokens
 from tipsomaly.prompts.losses import image_loss, local_loss, upsample
-from tipsomaly.prompts.method import Conditioned, PromptMethod, Recipe, TextEncoder, TrainingBatch, probabilities
+from tipsomaly.prompts.method import Conditioned, PromptMethod, Recipe, TextEncoder, TrainingBatch
+from tipsomaly.prompts.prototypes import probabilities
 
 Ests = Literal["own", "exchanged", "off"]
 Icts = Literal["prior", "posterior", "off"]

@@ -9,6 +9,7 @@ the transformer blocks tune the towers progressively: each block's are its own p
 made of the previous ones. A patch gets a probability for every kind; their sum is the map.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -18,11 +19,15 @@ from torch import Tensor, nn
 
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.tips import LayerTokens
+from tipsomaly.names import clean_kinds
 from tipsomaly.prompts.losses import image_loss, local_loss, upsample
-from tipsomaly.prompts.method import PromptMethod, Recipe, TextEncoder, TrainingBatch, pair, probabilities
+from tipsomaly.prompts.method import PromptMethod, Recipe, TextEncoder, TrainingBatch
+from tipsomaly.prompts.prototypes import pair, probabilities
 
 LOCAL_WEIGHT = 4.0
 """The weight of the local loss against the image's ("weight balance")."""
+MAX_SENTENCES = 4096
+"""That a file may ask the text tower for."""
 
 
 class Dapo(PromptMethod):
@@ -54,19 +59,26 @@ class Dapo(PromptMethod):
         for name, tokens in (("text", text_tokens), ("vision", vision_tokens)):
             if tokens is not None and (tokens.ndim != 3 or not tokens.numel()):
                 raise ValueError(f"DAPO's {name} tokens are a tensor (blocks, m, D), not {tuple(tokens.shape)}")
+        if not all(isinstance(text, str) and len(text) <= 200 for text in (normal_sentence, abnormal_sentence)):
+            raise ValueError("the sentences behind the vectors must be texts of at most 200 characters")
         if abnormal_sentence.count("{}") != 1:
             raise ValueError(f"the abnormal sentence {abnormal_sentence!r} must contain {{}} exactly once")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"the temperature must be positive, not {temperature}")
+        self.kinds = clean_kinds(kinds)
+        sentences = len(normal) * (1 + len(self.kinds))
+        if sentences > MAX_SENTENCES:
+            raise ValueError(f"{len(normal)} rows for {len(self.kinds)} kinds are more than {MAX_SENTENCES} sentences")
         if not 0 <= mix <= 1:
             raise ValueError(f"the share that is mixed from block to block must be from 0 to 1, not {mix}")
         given = {"normal": normal, "abnormal": abnormal, "text_tokens": text_tokens, "vision_tokens": vision_tokens}
         for name, value in given.items():
             own = None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
             self.register_parameter(name, own)
-        self.kinds = clean_kinds(kinds)
+        self.image_score = {"spatial": 1.0}
         self.temperature, self.mix, self.local_weight = temperature, mix, local_weight
         self.normal_sentence, self.abnormal_sentence = normal_sentence, abnormal_sentence
         self.metadata = dict(metadata or {})
-        self.image_score = {"spatial": 1.0}
 
     @classmethod
     def start(
@@ -76,13 +88,13 @@ class Dapo(PromptMethod):
         temperature: float,
         seed: int = 42,
         kinds: Sequence[str] = ("damaged",),
-        prompts: int = 10,
+        rows: int = 10,
         tokens: int = 5,
         text_tokens: int = 4,
         image_tokens: int = 0,
         **options: Any,
     ) -> Self:
-        """Small random numbers for E = `prompts` rows of l = `tokens` vectors, and that many tokens a block of the
+        """Small random numbers for E = `rows` rows of l = `tokens` vectors, and that many tokens a block of the
         towers; the paper has 4 image tokens, of which 0 leave the vision tower as it is. The other options are those
         of the constructor."""
         dim, generator = config.text.dim, torch.Generator().manual_seed(seed)
@@ -90,7 +102,7 @@ class Dapo(PromptMethod):
         def small(*shape: int) -> Tensor:
             return 0.02 * torch.randn(*shape, dim, generator=generator)
 
-        normal, abnormal, text = small(prompts, tokens), small(prompts, tokens), small(config.text.depth, text_tokens)
+        normal, abnormal, text = small(rows, tokens), small(rows, tokens), small(config.text.depth, text_tokens)
         bound = (6 / (3 * config.vision.patch_size**2 + dim)) ** 0.5
         vision = bound * (2 * torch.rand(config.vision.depth, image_tokens, dim, generator=generator) - 1)
         layers = (layer if layer.numel() else None for layer in (text, vision))
@@ -104,6 +116,8 @@ class Dapo(PromptMethod):
         temperature: float | None,
         metadata: Mapping[str, str],
     ) -> Self:
+        if temperature is None:
+            raise ValueError("no temperature")
         return cls(**tensors, **settings, temperature=temperature, metadata=metadata)
 
     def settings(self) -> dict[str, Any]:
@@ -114,6 +128,10 @@ class Dapo(PromptMethod):
             "mix": self.mix,
             "local_weight": self.local_weight,
         }
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        return tuple(0 if tokens is None else len(tokens) for tokens in (self.text_tokens, self.vision_tokens))
 
     @property
     def image_tokens(self) -> LayerTokens | None:
@@ -145,13 +163,3 @@ class Dapo(PromptMethod):
         parts["image"] = image_loss(batch.tokens.spatial, pair(prototypes), self.temperature, batch.labels)
         local = parts["focal"] + parts["dice_abnormal"] + parts["dice_normal"]
         return {"total": self.local_weight * local + parts["image"], **parts}
-
-
-def clean_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The words of kinds of defects, `faulty_imprint` as "faulty imprint", each once. Raises ValueError without any."""
-    if isinstance(kinds, str):
-        raise ValueError("kinds of defects: give a list of strings")
-    found = dict.fromkeys(" ".join(kind.replace("_", " ").replace("-", " ").lower().split()) for kind in kinds)
-    if not found or "" in found:
-        raise ValueError("kinds of defects: give at least one, and none that is empty")
-    return tuple(found)

@@ -14,6 +14,8 @@ from tipsomaly.models.download import disk_errors, fetch, lock
 from tipsomaly.models.folder import ModelFolder, existing
 from tipsomaly.models.hub import REPOSITORY, cache_folder, snapshot
 from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.method import PromptMethod
+from tipsomaly.prompts.methods import METHODS, load_prompts
 
 MAX_NUMBERS = 2**20
 """In one of two learned prompts; the released ones have 8 x 1024."""
@@ -70,16 +72,17 @@ def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
     raise ModelError(f"no prompt set or file {text!r}{wrong}: {folder.name or folder.path} has {known}")
 
 
-def read_prompts(folder: ModelFolder, name: str | Path) -> LearnedPrompts:
-    """The prompts of that name, see `find_prompts`. Raises ModelError."""
+def read_prompts(folder: ModelFolder, name: str | Path) -> PromptMethod:
+    """The prompts of that name, of any method, see `find_prompts`. Raises ModelError."""
     path = find_prompts(folder, name)
     with explained(path):
-        return LearnedPrompts.load(path)
+        return load_prompts(path)
 
 
-def default_prompts(folder: ModelFolder, domain: object) -> LearnedPrompts | None:
-    """The set named after the domain, else the first one, at hand or released; None where there are none."""
-    sets = sorted(folder.prompt_sets() or released_prompts(folder))
+def default_prompts(folder: ModelFolder, domain: object) -> PromptMethod | None:
+    """The set named after the domain, else the first one, those named after another method last; at hand or released.
+    None where there are none."""
+    sets = sorted(folder.prompt_sets() or released_prompts(folder), key=lambda name: (name in METHODS, name))
     if not sets:
         return None
     return read_prompts(folder, domain if isinstance(domain, str) and domain in sets else sets[0])

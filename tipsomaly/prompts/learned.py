@@ -1,58 +1,89 @@
-"""Learned prompts (section 2.4): vectors put before class-agnostic sentences, and their file."""
+"""Tipsomaly's own learned prompts (section 2.4 of the paper): vectors put before class-agnostic sentences."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from tipsomaly.errors import OptionError, printable
-from tipsomaly.files import sha256, write_atomically
+from tipsomaly.models.config import TipsConfig
+from tipsomaly.prompts.losses import local_loss, upsample
+from tipsomaly.prompts.method import PromptMethod, Recipe, TextEncoder, TrainingBatch
+from tipsomaly.prompts.prototypes import probabilities, prototypes
 from tipsomaly.prompts.sentences import ENSEMBLES
+from tipsomaly.prompts.strategy import Mode
+
+Objective = Literal["local", "global", "both"]
 
 
-def prompts_file(path: str | Path) -> Path:
-    """A path that prompts can be written to. OptionError for another suffix than .safetensors."""
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise OptionError(
-            f"{printable(path)}: a file of prompts must end in .safetensors, not in {path.suffix or 'nothing'}"
-        )
-    return path
-
-
-@dataclass(frozen=True, eq=False)
-class LearnedPrompts:
+class LearnedPrompts(PromptMethod):
     """The vectors of section 2.4: `normal` and `abnormal`, each (E, D) float32, put before class-agnostic sentences.
 
     `ensemble` says which sentences they were trained before. The paper writes the set {[Tn, "object"],
     [Ta, "damaged"], [Ta, "object"]}, here "paper"; the released code uses every sentence of a fixed ensemble for the
-    word "object", here the name of that ensemble. `metadata` says where the vectors come from.
+    word "object", here the name of that ensemble. `metadata` says where the vectors come from. `objective` is the loss
+    of a training (table 2b); the paper's choice is the local one alone.
     """
 
-    normal: Tensor
-    abnormal: Tensor
-    ensemble: str = "industrial"
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    NAME: ClassVar[str] = "tipsomaly"
+    RECIPE: ClassVar[Recipe] = Recipe(epochs=2, seed=111, shuffle=False)
+    MODE: ClassVar[Mode] = "decoupled"
 
-    FORMAT = "tipsomaly-prompts-v1"
-    MAX_BYTES = 2**24
-
-    def __post_init__(self) -> None:
-        if self.normal.ndim != 2 or self.normal.shape != self.abnormal.shape or not self.normal.numel():
+    def __init__(
+        self,
+        normal: Tensor,
+        abnormal: Tensor,
+        ensemble: str = "industrial",
+        metadata: Mapping[str, str] | None = None,
+        *,
+        temperature: float | None = None,
+        objective: Objective = "local",
+    ) -> None:
+        super().__init__()
+        if normal.ndim != 2 or normal.shape != abnormal.shape or not normal.numel():
             raise ValueError(
                 "learned prompts are two tensors (E, D) of one shape, "
-                f"not {tuple(self.normal.shape)} and {tuple(self.abnormal.shape)}"
+                f"not {tuple(normal.shape)} and {tuple(abnormal.shape)}"
             )
-        if not (self.normal.isfinite().all() and self.abnormal.isfinite().all()):
+        if not (normal.isfinite().all() and abnormal.isfinite().all()):
             raise ValueError("learned prompts hold NaN or infinity")
-        if self.ensemble != "paper" and self.ensemble not in ENSEMBLES:
-            raise ValueError(f"unknown prompt ensemble {self.ensemble!r}: choose paper, {', '.join(ENSEMBLES)}")
+        if ensemble != "paper" and ensemble not in ENSEMBLES:
+            raise ValueError(f"unknown prompt ensemble {ensemble!r}: choose paper, {', '.join(ENSEMBLES)}")
+        self.normal, self.abnormal = (
+            nn.Parameter(vectors.detach().clone(), requires_grad=False) for vectors in (normal, abnormal)
+        )
+        self.ensemble, self.metadata, self.temperature = ensemble, dict(metadata or {}), temperature
+        self.objective: Objective = objective
 
-    def digest(self) -> str:
-        """SHA-256 of all that a score depends on."""
-        return sha256(self.ensemble, self.normal, self.abnormal)
+    @classmethod
+    def start(
+        cls,
+        config: TipsConfig,
+        *,
+        temperature: float | None = None,
+        seed: int = 111,
+        tokens: int = 8,
+        ensemble: str = "industrial",
+        **options: Any,
+    ) -> Self:
+        """Normal numbers of deviation 0.02, as the released code starts: two tensors (tokens, D)."""
+        generator = torch.Generator().manual_seed(seed)
+        normal, abnormal = (0.02 * torch.randn(tokens, config.text.dim, generator=generator) for _ in range(2))
+        return cls(normal, abnormal, ensemble, temperature=temperature, **options)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        settings: Mapping[str, Any],
+        temperature: float | None,
+        metadata: Mapping[str, str],
+    ) -> Self:
+        return cls(**tensors, **settings, temperature=temperature, metadata=metadata)
+
+    def settings(self) -> dict[str, Any]:
+        return {"ensemble": self.ensemble, "objective": self.objective}
 
     def sentences(self) -> tuple[list[str], list[str]]:
         """The (normal, abnormal) sentences that the vectors are put before."""
@@ -60,36 +91,20 @@ class LearnedPrompts:
             return ["object"], ["damaged", "object"]
         return ENSEMBLES[self.ensemble].sentences("object")
 
-    @classmethod
-    def load(cls, path: str | Path) -> "LearnedPrompts":
-        """Read a prompts .safetensors file; ValueError when it is something else."""
-        from safetensors import SafetensorError, safe_open
+    def prototypes(self, encode: TextEncoder) -> Tensor:
+        return prototypes(*encode, self.sentences(), (self.normal, self.abnormal))
 
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no prompt file at {path}")
-        if path.stat().st_size > cls.MAX_BYTES:
-            raise ValueError(f"{path} is too large for a prompt file: is it a model checkpoint?")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                if metadata.pop("format", None) != cls.FORMAT or set(file.keys()) != {"normal", "abnormal"}:
-                    raise ValueError(f"{path} is not a Tipsomaly prompt file (see `tipsomaly convert-prompts`)")
-                normal, abnormal = (file.get_tensor(state).float() for state in ("normal", "abnormal"))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file: {error}") from None
-        return cls(normal, abnormal, metadata.pop("ensemble", "industrial"), metadata)
-
-    def save(self, path: str | Path) -> None:
-        """Write a prompts .safetensors file, whole or not at all; the same prompts give the same bytes."""
-        from safetensors.torch import save
-
-        tensors = {"normal": self.normal, "abnormal": self.abnormal}
-        tensors = {state: value.detach().float().cpu().contiguous() for state, value in tensors.items()}
-        content = save(tensors, metadata={**self.metadata, "format": self.FORMAT, "ensemble": self.ensemble})
-        # The library writes metadata in an order that changes from run to run. After 8 bytes with its length comes the
-        # header, in JSON and padded to whole 8 bytes; tensors are placed from its end on.
-        end = 8 + int.from_bytes(content[:8], "little")
-        header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
-        header += b" " * (-len(header) % 8)
-        write_atomically(Path(path), len(header).to_bytes(8, "little") + header + content[end:])
+    def losses(
+        self, batch: TrainingBatch, encode: TextEncoder, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        pair, tau = self.prototypes(encode), self.temperature
+        if tau is None:
+            raise ValueError("no temperature to train at: set the backbone's")
+        maps = upsample(probabilities(batch.tokens.patches, pair, tau), tuple(batch.masks.shape[1:]))
+        parts = local_loss(maps, batch.masks)
+        # The released code hands probabilities, not logits, to its cross-entropy; table 2b was measured that way.
+        tokens = (batch.tokens.object, batch.tokens.spatial)
+        parts["image"] = sum(F.cross_entropy(probabilities(token, pair, tau), batch.labels) for token in tokens)
+        local = parts["focal"] + parts["dice_abnormal"] + parts["dice_normal"]
+        total = {"local": local, "global": parts["image"], "both": local + parts["image"]}[self.objective]
+        return {"total": total, **parts}

@@ -20,9 +20,9 @@ def focal_loss(maps: Tensor, target: Tensor, gamma: float = 2.0, smooth: float =
 
     maps (B, C, H, W) probabilities; target (B, H, W) the class of each pixel, whole numbers from 0 on in any type.
     """
-    classes = maps.shape[1]
-    own = F.one_hot(target.long(), classes).movedim(-1, 1).to(maps).clamp(smooth / (classes - 1), 1 - smooth)
-    p = (own * maps).sum(1) + smooth
+    rest = smooth / (maps.shape[1] - 1)  # what the label gives each other class, and 1 - smooth its own
+    own = maps.gather(1, target.long()[:, None])[:, 0]
+    p = (1 - smooth - rest) * own + rest * maps.sum(1) + smooth
     return (-((1 - p) ** gamma) * p.log()).mean()
 
 

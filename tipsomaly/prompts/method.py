@@ -1,18 +1,24 @@
 """What a prompt method is: words, and perhaps the picture's tokens -> prototypes. The rest of the package only ever
 takes the softmax of cosines to prototypes, the normal one first."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tipsomaly.errors import ModelError, one_line, printable
+from tipsomaly.files import sha256
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.tips import ImageTokens, LayerTokens, TextTower
 from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.prompts.prompt_file import PromptFile
+from tipsomaly.prompts.prototypes import embed
+from tipsomaly.prompts.strategy import Mode
 
 
 class TextEncoder(NamedTuple):
@@ -24,11 +30,7 @@ class TextEncoder(NamedTuple):
     def __call__(self, texts: Sequence[str], prompt: Tensor | None = None, layers: LayerTokens | None = None) -> Tensor:
         """(n, D) float32 unit embeddings. `prompt`, vectors (E, D) or (n, E, D), go before each sentence; `layers`
         holds learned tokens of the tower's blocks. Gradients flow to both."""
-        device = self.tower.token_embedding.weight.device
-        ids, valid = self.tokenizer(texts)
-        length = max(int(valid.sum(1).max()), 1)  # padding is masked everywhere: cutting it off changes only the time
-        ids, valid = ids[:, :length].to(device), valid[:, :length].to(device)
-        return F.normalize(self.tower(ids, valid, prompt, layers).float(), dim=-1)
+        return embed(self.tower, self.tokenizer, texts, prompt, layers)
 
 
 class Recipe(NamedTuple):
@@ -64,19 +66,24 @@ class Conditioned(NamedTuple):
     """(B, h, w) in [0, 1], by which the probabilities of the patches are multiplied."""
 
 
+_S5 = {"spatial": 1.0, "local": 1.0}
+
+
 class PromptMethod(nn.Module):
     """A way from words, and perhaps the tokens of the pictures, to prototypes. `parameters()` is what is trained,
     `tensors()` what a prompt file holds."""
 
     NAME: ClassVar[str]
     RECIPE: ClassVar[Recipe]
+    MODE: ClassVar[Mode] = "learned"
+    """Its paper's."""
     PER_IMAGE: ClassVar[bool] = False
     """Prototypes depend on the picture: they are not kept, and tiles, which are only parts of one, are refused."""
-    image_score: Mapping[str, float]
+    image_score: Mapping[str, float] = _S5
     """The weights in the image score of p_a(g_o), p_a(g_s) and the largest patch probability: "object", "spatial" and
     "local"."""
-    kinds: tuple[str, ...] = ("anomaly",)
-    """What the abnormal prototypes stand for, in their order."""
+    kinds: tuple[str, ...] = ()
+    """The kinds of defects that the abnormal prototypes stand for, in their order; none if there is but one."""
     temperature: float | None = None
     """Of the softmax; None: the backbone's own."""
     image_tokens: LayerTokens | None = None
@@ -108,12 +115,24 @@ class PromptMethod(nn.Module):
         """The method's own settings, for JSON; sizes are those of the tensors."""
         return {}
 
+    @property
+    def width(self) -> int:
+        """D of the towers that it was made for."""
+        return self.normal.shape[-1]
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """For how many blocks of the text and of the vision tower there are learned tokens."""
+        return 0, 0
+
     @abstractmethod
     def prototypes(self, encode: TextEncoder) -> Tensor | None:
         """(1 + K, D) float32 unit vectors that no picture changes, the normal one first; None if a picture does."""
 
     def condition(self, tokens: ImageTokens, encode: TextEncoder, prototypes: Tensor | None) -> Conditioned:
         """What scores these pictures; `prototypes` are those of the method of that name."""
+        if prototypes is None:
+            raise NotImplementedError(f"{self.NAME} has no prototypes without a picture")
         return Conditioned(tokens, prototypes)
 
     @abstractmethod
@@ -123,25 +142,42 @@ class PromptMethod(nn.Module):
         """The terms of the loss, scalars by name; "total", the first, is what is minimised. The generator, on the CPU,
         is where noise comes from: seeded by seed, epoch and step, so that an interrupt changes nothing."""
 
+    def check(self, config: TipsConfig) -> None:
+        """Raises ModelError, in one line, for towers of other sizes than it was made for."""
+        made_for = self.metadata.get("backbone", "another model")
+        if self.width != config.text.dim:
+            raise ModelError(
+                f"these prompts are {self.width} wide (made for {made_for}), the model is {config.text.dim}"
+            )
+        for name, blocks, tower in zip(("text", "vision"), self.blocks, (config.text, config.vision), strict=True):
+            if blocks > tower.depth:
+                raise ModelError(
+                    f"these prompts are for {blocks} blocks of the {name} tower (made for {made_for}), the model has "
+                    f"{tower.depth}"
+                )
 
-def probabilities(tokens: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
-    """Equation 1 for any number of prototypes: the softmax over cosine similarities / temperature.
+    def digest(self) -> str:
+        """SHA-256 of all that a score depends on."""
+        own = json.dumps([self.NAME, self.settings(), self.temperature], sort_keys=True)
+        parts = (part for name, value in sorted(self.tensors().items()) for part in (f"{name} {value.shape}", value))
+        return sha256(own, *parts)
 
-    tokens (B, ..., D), of any length; prototypes (1 + K, D), or (B, 1 + K, D) for each picture its own, unit vectors
-    -> (B, ..., 1 + K) float32.
-    """
-    unit = F.normalize(tokens.float(), dim=-1)
-    if prototypes.ndim == 2:
-        similarity = unit @ prototypes.float().T
-    else:
-        flat = unit.reshape(len(unit), -1, unit.shape[-1])
-        similarity = (flat @ prototypes.float().mT).reshape(*unit.shape[:-1], -1)
-    return (similarity / temperature).softmax(dim=-1)
+    def save(self, path: str | Path) -> None:
+        """Write a prompt file, whole or not at all; the same prompts give the same bytes."""
+        PromptFile(self.NAME, self.tensors(), self.settings(), self.temperature, self.metadata).write(path)
 
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a prompt file of this method; ValueError, in one line, when it is something else."""
+        file = PromptFile.read(path)
+        if file.method != cls.NAME:
+            raise ValueError(f"{path}: prompts of the method {printable(file.method)!r}, not {cls.NAME!r}")
+        return cls.from_file(file, path)
 
-def pair(prototypes: Tensor) -> Tensor:
-    """(..., 1 + K, D) -> (..., 2, D): the normal prototype and the mean of the others, made a unit vector again."""
-    if prototypes.shape[-2] == 2:
-        return prototypes
-    abnormal = F.normalize(prototypes[..., 1:, :].mean(-2), dim=-1)
-    return torch.stack([prototypes[..., 0, :], abnormal], dim=-2)
+    @classmethod
+    def from_file(cls, file: PromptFile, path: str | Path) -> Self:
+        """The method of a file that was read from `path`."""
+        try:
+            return cls.from_tensors(file.tensors, file.settings, file.temperature, file.metadata)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:  # whatever a file asks for
+            raise ValueError(f"{path}: not a prompt set of the method {cls.NAME!r}: {one_line(error)}") from None

@@ -1,4 +1,4 @@
-"""Sentences of a normal and an abnormal state -> two unit vectors (sections 2.3 and 2.4)."""
+"""Sentences of a normal and an abnormal state -> two unit vectors; equation 1 for any number of them."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tipsomaly.models.tips import TextTower
+from tipsomaly.models.tips import LayerTokens, TextTower
 from tipsomaly.models.tokenizer import Tokenizer
+
+
+def probabilities(tokens: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
+    """Equation 1 for any number of prototypes: the softmax over cosine similarities / temperature.
+
+    tokens (B, ..., D), of any length; prototypes (1 + K, D), or (B, 1 + K, D) for each picture its own, unit vectors
+    -> (B, ..., 1 + K) float32.
+    """
+    unit = F.normalize(tokens.float(), dim=-1)
+    if prototypes.ndim == 2:
+        similarity = unit @ prototypes.float().T
+    else:
+        flat = unit.reshape(len(unit), -1, unit.shape[-1])
+        similarity = (flat @ prototypes.float().mT).reshape(*unit.shape[:-1], -1)
+    return (similarity / temperature).softmax(dim=-1)
+
+
+def pair(prototypes: Tensor) -> Tensor:
+    """(..., 1 + K, D) -> (..., 2, D): the normal prototype and the mean of the others, made a unit vector again."""
+    if prototypes.shape[-2] == 2:
+        return prototypes
+    abnormal = F.normalize(prototypes[..., 1:, :].mean(-2), dim=-1)
+    return torch.stack([prototypes[..., 0, :], abnormal], dim=-2)
 
 
 def prototypes(
@@ -26,10 +49,17 @@ def prototypes(
     return torch.stack([F.normalize(e.mean(0), dim=-1) for e in embeddings])
 
 
-def embed(tower: TextTower, tokenizer: Tokenizer, texts: Sequence[str], learned: Tensor | None = None) -> Tensor:
-    """(n, D) float32 unit embeddings of sentences, each with the `learned` vectors before it if there are some."""
+def embed(
+    tower: TextTower,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    learned: Tensor | None = None,
+    layers: LayerTokens | None = None,
+) -> Tensor:
+    """(n, D) float32 unit embeddings of sentences, each with the `learned` vectors (E, D) before it, or with its own of
+    (n, E, D), if there are some; `layers` holds learned tokens of the tower's blocks."""
     device = tower.token_embedding.weight.device
     ids, valid = tokenizer(texts)
     length = max(int(valid.sum(1).max()), 1)  # padding is masked everywhere: cutting it off changes only the time
     prompt = None if learned is None else learned.to(device)
-    return F.normalize(tower(ids[:, :length].to(device), valid[:, :length].to(device), prompt).float(), dim=-1)
+    return F.normalize(tower(ids[:, :length].to(device), valid[:, :length].to(device), prompt, layers).float(), dim=-1)

@@ -23,7 +23,7 @@ from tipsomaly.studies.evaluation import Variant, score_class
 from tipsomaly.studies.metrics import Metrics, dataset_mean
 from tipsomaly.studies.paper import MODEL, NOT_OURS, NOTES, paper_data_set, published
 from tipsomaly.studies.tables import METRICS, table
-from tipsomaly.studies.training import Features, initial_prompts, train_prompts
+from tipsomaly.studies.training import Features, train_prompts
 
 TOKENS = (1, 2, 4, 8, 16)
 """Numbers of learned tokens in figure 3."""
@@ -72,8 +72,9 @@ def ablate(
     the paper does not say. Trained prompts start from `seed` before the sentences that the pipeline's own were trained
     before. Raises ModelError for a pipeline without learned prompts.
     """
-    if pipeline.prompts is None:
-        raise ModelError("ablations need learned prompts and this model has none")
+    if not isinstance(pipeline.prompts, LearnedPrompts):
+        raise ModelError("ablations of Tipsomaly need learned prompts of its own and this model has none")
+    ensemble = pipeline.prompts.ensemble
     depth = pipeline.tips.config.vision.depth
     decoupled = pipeline.with_options(mode="decoupled")
     variants = {("2a", mode): Variant(pipeline.with_options(mode=mode)) for mode in MODES}
@@ -93,11 +94,10 @@ def ablate(
         trained: dict[tuple[str, int], LearnedPrompts] = {}
         distinct = list(dict.fromkeys(recipes.values()))  # 8 tokens and the local loss are in both
         for objective, count in tqdm(distinct, "train", disable=None if progress else True):
-            vectors = initial_prompts(pipeline.tips.config.text.dim, count, seed)
-            start = LearnedPrompts(*vectors, pipeline.prompts.ensemble)
-            *_, (prompts, _) = train_prompts(
-                pipeline.tips, pipeline.tokenizer, features, start, epochs=epochs, objective=objective
+            start = LearnedPrompts.start(
+                pipeline.tips.config, seed=seed, tokens=count, ensemble=ensemble, objective=objective
             )
+            *_, (prompts, _) = train_prompts(pipeline.tips, pipeline.tokenizer, features, start, epochs=epochs)
             trained[objective, count] = prompts
         modes = {"2b": "learned", "figure3": "decoupled"}
         variants |= {

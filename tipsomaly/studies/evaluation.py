@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tipsomaly.data.kinds import all_kinds
 from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample, by_class, states
 from tipsomaly.detection import scoring
@@ -60,10 +61,12 @@ class PictureScore:
     local_score: float
     localization: float | None = None
     """Mean of the map inside the mask minus its mean outside: in [-1, 1]; None without both."""
+    kinds: Mapping[str, float] | None = None
+    """The probability of each kind of defect at the most abnormal patch, from prompts that know kinds."""
 
-    def score(self, strategy: str) -> float:
-        """The image score of a strategy of table 2c."""
-        return scoring.image_scores(self.object_score, self.global_score, self.local_score)[strategy]
+    def score(self, strategy: scoring.Strategy) -> float:
+        """The image score of a strategy of table 2c, or by weights of one's own."""
+        return scoring.image_score(strategy, self.object_score, self.global_score, self.local_score)
 
 
 def _refuse(constant: str) -> float:
@@ -94,7 +97,7 @@ class ClassResult:
         as_known = [(s.defect, s.label) for s in samples]
         return result if [(p.defect, p.label) for p in pictures] == as_known else None
 
-    def metrics(self, strategy: str = "S5") -> Metrics:
+    def metrics(self, strategy: scoring.Strategy = "S5") -> Metrics:
         """All METRICS; None where one is not defined, as for a class without defects."""
         labels = np.array([picture.label for picture in self.pictures])
         return image_metrics(np.array([p.score(strategy) for p in self.pictures]), labels) | self.pixels
@@ -106,14 +109,15 @@ class Evaluation:
 
     classes: tuple[ClassResult, ...]
     settings: Mapping[str, Any]
-    strategy: str = "S5"
+    strategy: scoring.Strategy = "S5"
+    """Of table 2c, or the weights of a method's own image score."""
     paper: Paper | None = None
 
-    def per_class(self, strategy: str | None = None) -> dict[str, Metrics]:
-        """METRICS by class, shares of 1, for a strategy of table 2c; default: the evaluation's."""
+    def per_class(self, strategy: scoring.Strategy | None = None) -> dict[str, Metrics]:
+        """METRICS by class, shares of 1; default: of the evaluation's strategy."""
         return {result.class_name: result.metrics(strategy or self.strategy) for result in self.classes}
 
-    def mean(self, strategy: str | None = None) -> Metrics:
+    def mean(self, strategy: scoring.Strategy | None = None) -> Metrics:
         """The mean over the classes that have a metric, as in the paper."""
         return dataset_mean(self.per_class(strategy))[0]
 
@@ -126,8 +130,8 @@ class Evaluation:
         labels = [picture.label for result in self.classes for picture in result.pictures]
         text = (
             f"{self.settings['mode']} prompts, domain {domain if domain in ENSEMBLES else 'of your own'}, {width} x "
-            f"{height} px, {self.strategy}; {len(labels)} pictures, {sum(labels)} defective; in percent, mean over "
-            "classes.\n\n"
+            f"{height} px, {scoring.described(self.strategy)}; {len(labels)} pictures, {sum(labels)} defective; "
+            "in percent, mean over classes.\n\n"
         )
         if self.paper:
             known = [self.paper.metrics.get(name, "-") for name in METRICS]
@@ -176,31 +180,66 @@ def evaluate(
     pipeline: Pipeline,
     samples: Sequence[Sample],
     *,
-    strategy: str = "S5",
+    strategy: scoring.Strategy | None = None,
     batch_size: int = 16,
     output: str | Path | None = None,
+    kinds_of_class: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """The metrics of a data set: pixels at the pipeline's input size, masks resized to it (`load_mask`).
 
     With `output` a finished class is a file in its folder `classes`, used again by the next call if weights, prompts,
-    options and the data set's files (sizes and times) are the same; the results are written beside.
+    options and the data set's files (sizes and times) are the same; the results are written beside. `strategy` is that
+    of the image score, by default the method's own: S5 for the paper's. With `kinds_of_class` prompts that know kinds
+    of defects are asked for those that occur in a class.
 
     Raises ValueError for an unknown strategy, DatasetError and ImageError for a file that cannot be used.
     """
-    if strategy not in scoring.STRATEGIES:
-        raise ValueError(f"unknown strategy {strategy!r}: choose {', '.join(scoring.STRATEGIES)}")
+    folders = {"": Path(output)} if output else {}
+    options = {"strategy": strategy, "batch_size": batch_size, "kinds_of_class": kinds_of_class, "progress": progress}
+    return _evaluate({"": pipeline}, samples, folders, **options)[""]
+
+
+def evaluate_methods(
+    pipelines: Mapping[str, Pipeline], samples: Sequence[Sample], output: str | Path | None = None, **options: Any
+) -> dict[str, Evaluation]:
+    """The same for several pipelines on the same towers, input size and sigma, from one pass over the pictures. With
+    `output` each has a folder of its name in it, and methods.md compares their means."""
+    folders = {name: Path(output) / name for name in pipelines} if output else {}
+    evaluations = _evaluate(pipelines, samples, folders, **options)
+    if output:
+        write_atomically(Path(output) / "methods.md", method_table(evaluations))
+    return evaluations
+
+
+def method_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """The means of several evaluations of the same pictures, a row each."""
+    rows = [[name, scoring.described(e.strategy), *map(e.mean().get, METRICS)] for name, e in evaluations.items()]
+    return table(["method", "image score", *METRICS], rows)
+
+
+def _evaluate(
+    pipelines: Mapping[str, Pipeline],
+    samples: Sequence[Sample],
+    folders: Mapping[str, Path],
+    *,
+    strategy: scoring.Strategy | None = None,
+    batch_size: int = 16,
+    kinds_of_class: bool = False,
+    progress: bool = False,
+) -> dict[str, Evaluation]:
+    if strategy is not None:
+        scoring.image_score(strategy, 0, 0, 0)  # is it one?
     if not samples:
         raise DatasetError("no pictures to evaluate")
-    output = Path(output) if output else None
-    settings = pipeline.settings()
-    results: dict[str, ClassResult] = {}
+    results: dict[tuple[str, str], ClassResult] = {}
     waiting: deque[Future] = deque()
 
-    def keep(class_name: str, store: Path | None, finish: Callable[[], list[ClassResult]]) -> None:
-        [results[class_name]] = finish()
-        if store:
-            write_atomically(store, json.dumps(asdict(results[class_name]), allow_nan=False))
+    def keep(class_name: str, stores: Mapping[str, Path | None], finish: Callable[[], list[ClassResult]]) -> None:
+        for (name, store), result in zip(stores.items(), finish(), strict=True):
+            results[name, class_name] = result
+            if store:
+                write_atomically(store, json.dumps(asdict(result), allow_nan=False))
 
     groups = by_class(samples)
     # A class is stored as soon as it is measured, while the next ones are encoded. Leaving this block waits for those
@@ -211,25 +250,38 @@ def evaluate(
     ):
         for class_name, group in groups.items():
             bar.set_description(class_name)
-            slug = re.sub(r"\W+", "_", class_name)[:60]
-            key = digest(["classes-v3", settings, states(group)])
-            store = output / "classes" / f"{slug}-{key[:16]}.json" if output else None
-            if store and store.is_file():
-                if known := ClassResult.load(store, group):
-                    results[class_name] = known
-                    bar.update(len(group))
-                    continue
-                print(f"{printable(store)}: damaged, computed again", file=sys.stderr)
-            finish = score_class([Variant(pipeline)], group, batch_size, bar)
-            waiting.append(keeper.submit(keep, class_name, store, finish))
+            slug, state = re.sub(r"\W+", "_", class_name)[:60], states(group)
+            stores: dict[str, Path | None] = {}
+            variants = []
+            for name, pipeline in pipelines.items():
+                if kinds_of_class and pipeline.kinds and (own := all_kinds(group)):
+                    pipeline = pipeline.with_options(kinds=own)
+                key = digest(["classes-v4", pipeline.settings(), state])
+                store = folders[name] / "classes" / f"{slug}-{key[:16]}.json" if name in folders else None
+                if store and store.is_file():
+                    if known := ClassResult.load(store, group):
+                        results[name, class_name] = known
+                        continue
+                    print(f"{printable(store)}: damaged, computed again", file=sys.stderr)
+                stores[name] = store
+                variants.append(Variant(pipeline))
+            if not variants:
+                bar.update(len(group))
+                continue
+            waiting.append(keeper.submit(keep, class_name, stores, score_class(variants, group, batch_size, bar)))
             if len(waiting) == CLASSES_AHEAD:
                 waiting.popleft().result()
         for job in waiting:
             job.result()
-    evaluation = Evaluation(tuple(results[name] for name in groups), settings, strategy, paper_results(samples))
-    if output:
-        evaluation.save(output)
-    return evaluation
+    evaluations = {}
+    for name, pipeline in pipelines.items():
+        paper = paper_results(samples) if pipeline.method_name == "tipsomaly" else None
+        classes = tuple(results[name, class_name] for class_name in groups)
+        chosen = scoring.named(pipeline.image_score) if strategy is None else strategy
+        evaluations[name] = Evaluation(classes, pipeline.settings(), chosen, paper)
+        if name in folders:
+            evaluations[name].save(folders[name])
+    return evaluations
 
 
 @torch.inference_mode()
@@ -239,25 +291,25 @@ def score_class(
     """Encode the pictures of one class. What is returned waits until their maps are measured, too, and gives the result
     of each variant; the variants' pipelines share towers, input size and sigma."""
     first, class_name = variants[0].pipeline, samples[0].class_name
-    temperature, size = first.tips.config.temperature, first.image_size
-    depth = first.tips.config.vision.depth
-    layers = sorted({depth - 1, *(layer % depth for variant in variants for layer in variant.layers)})
-    pairs = [variant.pipeline.prototypes(samples[0].called) for variant in variants]
-    # Variants of the same layers and local prototypes have the same map, which is made and measured once.
+    size, depth = first.image_size, first.tips.config.vision.depth
+    detectors = [variant.pipeline.detector(samples[0].called) for variant in variants]
+    # Variants of the same layers and the same prompts for patches have the same map, made and measured once.
     keys = [
-        (tuple(layer % depth for layer in variant.layers), local.cpu().numpy().tobytes())
-        for variant, (_, local) in zip(variants, pairs, strict=True)
+        (tuple(layer % depth for layer in v.layers), d.patches.identity)
+        for v, d in zip(variants, detectors, strict=True)
     ]
-    local_prototypes = {key: local for key, (_, local) in zip(keys, pairs, strict=True)}
+    layers = sorted({depth - 1, *(layer for chosen, _ in keys for layer in chosen)})
+    # The tower is asked once for each set of learned tokens in it, and mostly there is none.
+    learned = {id(d.image_tokens and d.image_tokens.tokens): d.image_tokens for d in detectors}
     with_masks = all(sample.mask for sample in samples if sample.label)
-    pixels = {key: PixelMetrics() for key in local_prototypes}
+    pixels = {key: PixelMetrics() for key in keys}
     image_level: list[list[tuple[float, float]]] = [[] for _ in variants]
-    patch_level: dict[Any, list[tuple[float, float | None]]] = {key: [] for key in pixels}
+    patch_level: dict[Any, list[tuple[float, float | None, Mapping[str, float] | None]]] = {key: [] for key in pixels}
 
     read_mask = lru_cache(maxsize=4 * batch_size)(load_mask)  # the variants' threads are about as far as each other
 
-    def measure(key: Any, patch_maps: np.ndarray, chosen: Sequence[Sample]) -> None:
-        for patch_map, sample in zip(patch_maps, chosen, strict=True):
+    def measure(key: Any, patch_maps: np.ndarray, kinds: Sequence[Any], chosen: Sequence[Sample]) -> None:
+        for patch_map, at_peak, sample in zip(patch_maps, kinds, chosen, strict=True):
             localization = None
             if with_masks:
                 mask = read_mask(sample, size) if sample.mask else None
@@ -265,7 +317,7 @@ def score_class(
                 pixels[key].update(anomaly_map, mask)
                 if mask is not None and mask.any() and not mask.all():
                     localization = float(anomaly_map[mask].mean() - anomaly_map[~mask].mean())
-            patch_level[key].append((float(patch_map.max()), localization))
+            patch_level[key].append((float(patch_map.max()), localization, at_peak))
 
     # Each map is measured in a thread of its own, beside the towers, which need not wait for it at the end of a class.
     lanes = {key: ThreadPoolExecutor(1, thread_name_prefix="measure") for key in pixels}
@@ -273,16 +325,22 @@ def score_class(
     done = 0
     try:
         for batch in first.pixels([sample.image for sample in samples], batch_size):
-            tokens = dict(zip(layers, first.encode_layers(batch, layers), strict=True))
-            both = torch.stack([tokens[depth - 1].object, tokens[depth - 1].spatial], dim=1)
-            for scores, (prototypes, _) in zip(image_level, pairs, strict=True):
-                scores += scoring.anomaly_probability(both, prototypes, temperature).cpu().tolist()
             chosen = samples[done : done + len(batch)]
             done += len(batch)
-            for key, prototypes in local_prototypes.items():
-                maps = [scoring.anomaly_probability(tokens[i].patches, prototypes, temperature) for i in key[0]]
-                patches = torch.stack(maps).mean(0)
-                jobs.append(lanes[key].submit(measure, key, patches.cpu().numpy(), chosen))
+            encoded = {
+                known: dict(zip(layers, first.encode_layers(batch, layers, tokens), strict=True))
+                for known, tokens in learned.items()
+            }
+            measured = set()
+            for key, detector, scores in zip(keys, detectors, image_level, strict=True):
+                tokens = encoded[id(detector.image_tokens and detector.image_tokens.tokens)]
+                found = [detector.score(tokens[depth - 1]._replace(patches=tokens[i].patches)) for i in key[0]]
+                scores += found[0].images.cpu().tolist()
+                if key not in measured:
+                    measured.add(key)
+                    patches = torch.stack([evidence.patches for evidence in found]).mean(0)
+                    kinds = found[-1]._replace(patches=patches).kinds_at_peak(detector.kinds)
+                    jobs.append(lanes[key].submit(measure, key, patches.cpu().numpy(), kinds, chosen))
             while len(jobs) > AHEAD * len(lanes):
                 jobs.popleft().result()
             if bar is not None:

@@ -4,6 +4,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tipsomaly.studies.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -37,10 +39,28 @@ def losses(history: Sequence[Sequence[float]], label: str) -> bytes:
     return _png(figure)
 
 
-def _figure() -> "Figure":
+def confusion(names: Sequence[str], counts: np.ndarray) -> bytes:
+    """A matrix (n, n) of counts: rows are what the pictures are, columns what they were taken for; the shade is the
+    share of a row."""
+    side = 2.5 + 0.45 * len(names)
+    figure = _figure((side, side))
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="most probable", ylabel="kind of the picture")
+    return _png(figure)
+
+
+def _figure(size: tuple[float, float] = (7, 4)) -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(7, 4), layout="constrained")
+    return Figure(figsize=size, layout="constrained")
 
 
 def _png(figure: "Figure") -> bytes:

@@ -1,182 +1,175 @@
-"""Learning prompts (sections 2.4, 2.5 of the paper): two sets of vectors, trained with a local loss, frozen towers.
+"""Learning prompts (sections 2.4, 2.5 of the paper): a prompt method, trained against frozen towers.
 
-The towers are frozen and nothing is augmented, so a picture's tokens never change: they are computed once, and an
-epoch touches only the text tower.
+Nothing is augmented, so a picture's tokens never change where the vision tower is untouched: they are computed once,
+and an epoch touches only the text tower.
 """
 
+import copy
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
+from tipsomaly.data.kinds import kind
 from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample, states
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import TrainingError
 from tipsomaly.files import digest, sha256, to_json, write_atomically
-from tipsomaly.models.tips import ImageTokens, Tips
+from tipsomaly.models.tips import ImageTokens, LayerTokens, Tips, VisionTower
 from tipsomaly.models.tokenizer import Tokenizer
-from tipsomaly.prompts.learned import LearnedPrompts, prompts_file
-from tipsomaly.prompts.losses import bilinear
-from tipsomaly.prompts.prototypes import prototypes
+from tipsomaly.prompts.method import PromptMethod, TextEncoder, TrainingBatch
+from tipsomaly.prompts.prompt_file import prompts_file
 from tipsomaly.studies import figures
 
-Objective = Literal["local", "global", "both"]
-
-
-class Losses(NamedTuple):
-    """The parts of the training loss (table 2b compares their sums); scalars."""
-
-    focal: Tensor
-    dice_abnormal: Tensor
-    dice_normal: Tensor
-    image: Tensor
-
-    def total(self, objective: Objective = "local") -> Tensor:
-        """The paper's choice is the local loss alone."""
-        local = self.focal + self.dice_abnormal + self.dice_normal
-        return {"local": local, "global": self.image, "both": local + self.image}[objective]
+Method = TypeVar("Method", bound=PromptMethod)
 
 
 @dataclass(frozen=True)
-class TrainingBatch:
-    """Frozen tokens of some pictures, their masks (B, H, W) float in {0, 1} at the model's input size, and their labels
-    (B,) int64, 1 for defective."""
+class PixelBatch:
+    """The pixels (B, 3, H, W) uint8 of some pictures, for a method that changes the vision tower; the rest as in
+    TrainingBatch."""
 
-    tokens: ImageTokens
+    pixels: Tensor
     masks: Tensor
     labels: Tensor
+    kinds: tuple[str, ...]
+
+    def encoded(self, tower: VisionTower, learned: LayerTokens | None) -> TrainingBatch:
+        """Their tokens; gradients flow to the learned ones."""
+        [tokens] = tower.layers(self.pixels.float() / 255, [-1], learned)
+        return TrainingBatch(tokens, self.masks, self.labels, self.kinds)
 
 
-def losses(batch: TrainingBatch, pair: Tensor, temperature: float) -> Losses:
-    """The losses of a batch for prototypes `pair` (2, D), normal then abnormal."""
-
-    def probabilities(tokens: Tensor) -> Tensor:
-        return (F.normalize(tokens.float(), dim=-1) @ pair.T / temperature).softmax(-1)
-
-    # Upsampling as two matrices: on a GPU the gradient of F.interpolate adds up in any order, so that the same seed
-    # would not give the same prompts.
-    patches = probabilities(batch.tokens.patches).permute(0, 3, 1, 2)
-    rows, columns = (bilinear(patches.shape[i], batch.masks.shape[i - 1]).to(patches) for i in (2, 3))
-    maps = rows @ patches @ columns.T
-    # The released code hands probabilities, not logits, to its cross-entropy; table 2b was measured that way.
-    tokens = (batch.tokens.object, batch.tokens.spatial)
-    image = sum(F.cross_entropy(probabilities(token), batch.labels) for token in tokens)
-    return Losses(
-        focal_loss(maps, batch.masks), dice_loss(maps[:, 1], batch.masks), dice_loss(maps[:, 0], 1 - batch.masks), image
-    )
-
-
-def focal_loss(maps: Tensor, masks: Tensor, gamma: float = 2.0, smooth: float = 1e-5) -> Tensor:
-    """Mean of -(1 - p)^gamma log p over pixels, p the probability of a pixel's own state, with labels smoothed.
-
-    maps (B, 2, H, W) probabilities of normal and abnormal; masks (B, H, W) in {0, 1}.
-    """
-    target = torch.stack([1 - masks, masks], dim=1).clamp(smooth, 1 - smooth)
-    p = (target * maps).sum(1) + smooth
-    return (-((1 - p) ** gamma) * p.log()).mean()
-
-
-def dice_loss(maps: Tensor, masks: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - the mean Dice coefficient of probabilities (B, H, W) and masks (B, H, W)."""
-    overlap = (maps * masks).sum((1, 2))
-    return 1 - ((2 * overlap + smooth) / (maps.sum((1, 2)) + masks.sum((1, 2)) + smooth)).mean()
-
-
-def initial_prompts(dim: int, count: int = 8, seed: int = 111) -> tuple[Tensor, Tensor]:
-    """Normal numbers of deviation 0.02, as the released code starts: two tensors (count, dim)."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(0.02 * torch.randn(count, dim, generator=generator) for _ in range(2))
+def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """One seeded order of the samples. Batches of it stay together, so that they can be cached: an epoch shuffles only
+    their order."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
+    return [samples[i] for i in order.tolist()]
 
 
 def encode_samples(pipeline: Pipeline, samples: Sequence[Sample], batch_size: int = 8) -> Iterator[TrainingBatch]:
     """The frozen tokens and masks of a data set at the pipeline's input size, in order, on its device."""
-    device = pipeline.tips.vision_encoder.cls_token.device
+    for batch in read_samples(pipeline, samples, batch_size):
+        tokens = ImageTokens(*(token.clone() for token in pipeline.encode(batch.pixels)))  # autograd takes these
+        yield TrainingBatch(tokens, batch.masks, batch.labels, batch.kinds)
+
+
+def read_samples(pipeline: Pipeline, samples: Sequence[Sample], batch_size: int = 8) -> Iterator[PixelBatch]:
+    """The pixels and masks of a data set at the pipeline's input size, in order, on its device."""
     done = 0
     for pixels in pipeline.pixels([sample.image for sample in samples], batch_size):
         batch = samples[done : done + batch_size]
         done += batch_size
-        masks = [torch.from_numpy(load_mask(sample, pipeline.image_size)).float() for sample in batch]
-        labels = torch.tensor([sample.label for sample in batch], device=device)
-        tokens = ImageTokens(*(token.clone() for token in pipeline.encode(pixels)))  # autograd takes these
-        yield TrainingBatch(tokens, torch.stack(masks).to(device), labels)
+        masks = torch.stack([torch.from_numpy(load_mask(sample, pipeline.image_size)).float() for sample in batch])
+        labels = torch.tensor([sample.label for sample in batch], device=pipeline.device)
+        yield PixelBatch(pixels, masks.to(pipeline.device), labels, tuple(map(kind, batch)))
 
 
 class Trainer:
-    """Prompts in training: Adam with betas 0.5 and 0.999 against frozen towers."""
+    """A prompt method in training: Adam with betas 0.5 and 0.999 against frozen towers. What an epoch does depends on
+    its number and the seed alone, not on what was drawn before it."""
 
     def __init__(
         self,
         tips: Tips,
         tokenizer: Tokenizer,
-        start: LearnedPrompts,
-        objective: Objective = "local",
-        learning_rate: float = 1e-3,
+        start: PromptMethod,
+        *,
+        learning_rate: float | None = None,
+        seed: int | None = None,
+        shuffle: bool | None = None,
     ) -> None:
-        self.tips, self.tokenizer, self.start, self.objective = tips, tokenizer, start, objective
-        device = tips.text_encoder.token_embedding.weight.device
-        self.vectors = [v.detach().clone().to(device).requires_grad_() for v in (start.normal, start.abnormal)]
-        self.optimizer = torch.optim.Adam(self.vectors, lr=learning_rate, betas=(0.5, 0.999))
+        """`start` itself stays as it is; what is not given is its published recipe's. With `shuffle` batches come in
+        another order each epoch."""
+        recipe = start.RECIPE
+        self.tips, self.encode = tips, TextEncoder(tips.text_encoder, tokenizer)
+        self.seed = recipe.seed if seed is None else seed
+        self.shuffle = recipe.shuffle if shuffle is None else shuffle
+        self.method = copy.deepcopy(start).to(tips.text_encoder.token_embedding.weight.device).requires_grad_()
+        if self.method.temperature is None:
+            self.method.temperature = tips.config.temperature
+        rate = recipe.learning_rate if learning_rate is None else learning_rate
+        self.optimizer = torch.optim.Adam(self.method.parameters(), lr=rate, betas=(0.5, 0.999))
         self.epochs = 0
 
-    def epoch(self, batches: Iterable[TrainingBatch]) -> list[Losses]:
-        """One step a batch, in order; returns the losses before each step."""
-        history = []
-        for batch in batches:
-            pair = prototypes(self.tips.text_encoder, self.tokenizer, self.start.sentences(), tuple(self.vectors))
-            parts = losses(batch, pair, self.tips.config.temperature)
+    def epoch(
+        self, batches: Sequence[TrainingBatch | PixelBatch] | Iterable[TrainingBatch | PixelBatch], bar: str = ""
+    ) -> list[dict[str, float]]:
+        """One step a batch; returns the terms of the loss before each step. `bar` is the name of a progress bar. Only
+        sequences can be shuffled."""
+        if self.shuffle and isinstance(batches, Sequence):
+            order = torch.randperm(len(batches), generator=self._generator("order"))
+            batches = _Ordered(batches, order.tolist())
+        history: list[dict[str, Tensor]] = []
+        for step, batch in enumerate(tqdm(batches, bar, unit="batch", disable=None if bar else True)):
+            if isinstance(batch, PixelBatch):
+                batch = batch.encoded(self.tips.vision_encoder, self.method.image_tokens)
+            parts = self.method.losses(batch, self.encode, self._generator(step))
             self.optimizer.zero_grad()
-            parts.total(self.objective).backward()
+            parts["total"].backward()
             self.optimizer.step()
-            history.append(Losses(*(part.detach() for part in parts)))
+            history.append({name: part.detach() for name, part in parts.items()})
         self.epochs += 1
-        return history
+        return [{name: float(part) for name, part in parts.items()} for parts in history]
 
-    def prompts(self) -> LearnedPrompts:
-        """The prompts after the epochs so far."""
-        metadata = {**self.start.metadata, "loss": self.objective, "epochs": str(self.epochs)}
-        return LearnedPrompts(*(v.detach().cpu().clone() for v in self.vectors), self.start.ensemble, metadata)
+    def _generator(self, purpose: int | str) -> torch.Generator:
+        return torch.Generator().manual_seed(int(digest([self.seed, self.epochs, purpose])[:15], 16))
+
+    def prompts(self) -> PromptMethod:
+        """The method after the epochs so far, on the CPU."""
+        method = copy.deepcopy(self.method).cpu().requires_grad_(False)
+        method.metadata = {**method.metadata, "epochs": str(self.epochs)}
+        return method
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on, besides the constructor's arguments."""
-        vectors = [v.detach().cpu() for v in self.vectors]
-        return {"epochs": self.epochs, "vectors": vectors, "optimizer": self.optimizer.state_dict()}
+        method = {name: value.detach().cpu() for name, value in self.method.state_dict().items()}
+        return {"epochs": self.epochs, "method": method, "optimizer": self.optimizer.state_dict()}
 
-    @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from where `state` was taken."""
-        self.epochs = state["epochs"]
-        for vector, value in zip(self.vectors, state["vectors"], strict=True):
-            vector.copy_(value)
+        self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.epochs = state["epochs"]
+
+
+class _Ordered(Sequence):
+    """A sequence in another order."""
+
+    def __init__(self, items: Sequence, order: list[int]) -> None:
+        self._items, self._order = items, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._items[self._order[index]]
 
 
 def train_prompts(
     tips: Tips,
     tokenizer: Tokenizer,
-    batches: Callable[[], Iterable[TrainingBatch]] | Sequence[TrainingBatch],
-    start: LearnedPrompts,
+    batches: Sequence[TrainingBatch | PixelBatch],
+    start: Method,
     *,
-    epochs: int = 2,
-    objective: Objective = "local",
-    learning_rate: float = 1e-3,
-) -> Iterator[tuple[LearnedPrompts, list[Losses]]]:
-    """Train `start`; after each epoch yield the prompts and the losses of its steps.
-
-    `batches` is a sequence, or a function that begins an epoch; the paper takes 8 pictures at a time, unshuffled.
-    """
-    trainer = Trainer(tips, tokenizer, start, objective, learning_rate)
-    for _ in range(epochs):
-        history = trainer.epoch(batches() if callable(batches) else batches)
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+) -> Iterator[tuple[Method, list[dict[str, float]]]]:
+    """Train `start`, by its published recipe where nothing else is given; after each epoch yield the prompts and the
+    terms of the loss of its steps."""
+    trainer = Trainer(tips, tokenizer, start, learning_rate=learning_rate, seed=seed)
+    for _ in range(start.RECIPE.epochs if epochs is None else epochs):
+        history = trainer.epoch(batches)
         yield trainer.prompts(), history
 
 
@@ -234,7 +227,9 @@ class Features(Sequence[TrainingBatch]):
         stored = load_file(self._path(index)) if self._folder else self._memory[index]
         stored = {name: tensor.to(self._device) for name, tensor in stored.items()}
         tokens = ImageTokens(*(stored[name] for name in ImageTokens._fields))
-        return TrainingBatch(tokens, stored["masks"].float(), stored["labels"])
+        start = self._starts[index]
+        kinds = tuple(map(kind, self._samples[start : start + len(stored["labels"])]))
+        return TrainingBatch(tokens, stored["masks"].float(), stored["labels"], kinds)
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index:06}.safetensors"
@@ -253,17 +248,42 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return sha256(*(tensors[name] for name in sorted(tensors)))
 
 
+class Pixels(Sequence[PixelBatch]):
+    """The pixels and masks of a data set, read anew whenever they are asked for: for methods that change the vision
+    tower, whose tokens cannot be kept."""
+
+    def __init__(self, pipeline: Pipeline, samples: Sequence[Sample], batch_size: int = 8) -> None:
+        self._pipeline, self._samples, self._batch_size = pipeline, samples, batch_size
+        settings = pipeline.settings()
+        self.key = digest(
+            ["pixels-v1", [settings[k] for k in ("dtype", "model", "image_size")], batch_size, states(samples)]
+        )
+
+    def __len__(self) -> int:
+        return len(range(0, len(self._samples), self._batch_size))
+
+    def __getitem__(self, index: int) -> PixelBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = index * self._batch_size
+        samples = self._samples[start : start + self._batch_size]
+        [batch] = read_samples(self._pipeline, samples, self._batch_size)
+        return batch
+
+
 def train(
     pipeline: Pipeline,
-    features: Features,
+    batches: Features | Pixels,
     output: str | Path,
-    start: LearnedPrompts,
+    start: Method,
     *,
-    epochs: int = 2,
-    objective: Objective = "local",
-    learning_rate: float = 1e-3,
-) -> LearnedPrompts:
-    """Train `start` and write it to the .safetensors file `output` after every epoch; returns the last prompts.
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    shuffle: bool | None = None,
+) -> Method:
+    """Train `start`, by its published recipe where nothing else is given, and write it to the .safetensors file
+    `output` after every epoch; returns the last prompts.
 
     Beside it are written `.log.jsonl` (a line a step), `.png` (the loss) and `.state` (for going on). After an
     interrupt the same call goes on behind the last whole epoch, and gives the same bytes as without; with more epochs
@@ -271,11 +291,14 @@ def train(
     another suffix.
     """
     output = prompts_file(output)
-    trainer = Trainer(pipeline.tips, pipeline.tokenizer, start, objective, learning_rate)
-    vectors = [v.tolist() for v in (start.normal, start.abnormal)]
-    key = digest([features.key, vectors, start.ensemble, dict(start.metadata), objective, learning_rate])
+    epochs = start.RECIPE.epochs if epochs is None else epochs
+    trainer = Trainer(pipeline.tips, pipeline.tokenizer, start, learning_rate=learning_rate, seed=seed, shuffle=shuffle)
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    tensors = {name: value.tolist() for name, value in start.state_dict().items()}
+    settings = [start.NAME, start.settings(), trainer.method.temperature, dict(start.metadata)]
+    key = digest(["training-v2", batches.key, tensors, settings, rate, trainer.seed, trainer.shuffle])
     path = output.with_suffix(".state")
-    history: list[list[list[float]]] = []
+    history: list[list[dict[str, float]]] = []
     if path.is_file():
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
@@ -285,10 +308,8 @@ def train(
         except Exception:  # torch raises nearly anything on a file that is not its own
             print(f"{path}: not a training state, begins anew", file=sys.stderr)
     while trainer.epochs < epochs:
-        bar = tqdm(features, f"epoch {trainer.epochs + 1}/{epochs}", unit="batch", disable=None)
-        steps = trainer.epoch(bar)
-        history.append([[float(part) for part in (step.total(objective), *step)] for step in steps])
-        if not all(v.isfinite().all() for v in trainer.vectors):
+        history.append(trainer.epoch(batches, f"epoch {trainer.epochs + 1}/{epochs}"))
+        if not all(value.isfinite().all() for value in trainer.method.state_dict().values()):
             raise TrainingError(
                 f"the prompts are no longer finite after epoch {trainer.epochs}: lower the learning rate"
             )
@@ -300,14 +321,13 @@ def train(
     return trainer.prompts()
 
 
-def _write_training(prompts: LearnedPrompts, history: list[list[list[float]]], output: Path) -> None:
+def _write_training(prompts: PromptMethod, history: list[list[dict[str, float]]], output: Path) -> None:
     prompts.save(output)
-    names = ("total", *Losses._fields)
     lines = [
-        to_json({"epoch": epoch, "step": step, **dict(zip(names, values, strict=True))})
+        to_json({"epoch": epoch, "step": step, **parts})
         for epoch, steps in enumerate(history, 1)
-        for step, values in enumerate(steps, 1)
+        for step, parts in enumerate(steps, 1)
     ]
     write_atomically(output.with_suffix(".log.jsonl"), "\n".join(lines) + "\n")
-    totals = [[values[0] for values in steps] for steps in history]
-    write_atomically(output.with_suffix(".png"), figures.losses(totals, f"{prompts.metadata['loss']} loss"))
+    totals = [[parts["total"] for parts in steps] for steps in history]
+    write_atomically(output.with_suffix(".png"), figures.losses(totals, f"loss of {prompts.NAME}"))
