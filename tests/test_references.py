@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import beta
 
-from tipsomaly import ModelError
+from tipsomaly import ImageError, ModelError
 from tipsomaly.detection.combination import GLOBAL, Scale, Scales, combine, squash
 from tipsomaly.detection.leave_one_out import ALONE, LEAST, Normal, fit, turn
 from tipsomaly.detection.memory import Neighbours, Subspace, coreset, nearest, unit_tokens
@@ -353,3 +353,88 @@ def test_pictures_score_each_other(numbers):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(ValueError, match="at least two"):
         mutual_distances(pictures[:1])
+
+
+# --- with a model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe(golden):
+    return golden.pipe.with_options(image_size=56)
+
+
+@pytest.fixture(scope="module")
+def good(drawn):
+    return sorted((drawn / "felt" / "test" / "good").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def bad(drawn):
+    return sorted((drawn / "felt" / "test" / "spot").glob("*.png"))
+
+
+def test_a_folder_of_good_ones_finds_bad_ones(pipe, good, bad):
+    alone = pipe(bad, "felt")
+    known = pipe.with_options(reference=good[0].parent, reference_options=ReferenceOptions(target_fpr=0.3))
+    results = known(bad, "felt")
+    found = known.references("felt")
+    assert found is known.references("felt") and found.pictures == 4
+    assert {r.evidence for r in results} == {found.use} and {r.evidence for r in alone} == {"prompts"}
+    assert [r.is_anomalous for r in results] == [r.score >= found.image_threshold for r in results]
+    assert [r.p_value for r in results] == [found.p_value(r.score) for r in results]
+    assert results[0].record()["p_value"] == results[0].p_value and "p_value" not in alone[0].record()
+    # The memory of the pictures knows them; a spot is what it knows least.
+    memory = pipe.with_options(reference=found.using("memory"))
+    tokens = torch.cat([unit_tokens([pipe.encode(batch).patches]) for batch in pipe.pixels(good)])
+    torch.testing.assert_close(found.memory.tokens, tokens.flatten(0, 2), atol=1e-5, rtol=0)
+    for path in bad:
+        [batch] = pipe.pixels([path])
+        distances = nearest(unit_tokens([pipe.encode(batch).patches]), tokens.flatten(0, 2))
+        expected = squash(found.scales.memory(distances))[0].numpy()
+        np.testing.assert_allclose(memory(path, "felt").patch_map, expected, atol=1e-3)
+    assert max(memory.references("felt").memory.distances(tokens).flatten()) < 1e-5
+
+
+def test_references_are_made_saved_and_used_by_the_same_settings_alone(pipe, good, bad, tmp_path):
+    options = ReferenceOptions(kind="subspace", layers=(-1, 0), turns=True)
+    made = pipe.make_references(good, "felt", options)
+    made.save(tmp_path / "felt.safetensors")
+    known = pipe.with_options(reference=tmp_path / "felt.safetensors")
+    direct = pipe.with_options(reference=good, reference_options=options)
+    assert known(bad[0], "felt").score == pytest.approx(direct(bad[0], "felt").score, abs=1e-6)
+    assert known.settings()["reference"] == made.digest()
+    with pytest.raises(ModelError, match="of the class 'felt', not 'nut'"):
+        known(bad[0], "nut")
+    with pytest.raises(ModelError, match="made with sigma 4.0, not 1.0"):
+        pipe.with_options(sigma=1.0, reference=tmp_path / "felt.safetensors")
+    assert known.with_options(sigma=1.0).reference is None
+    assert direct.with_options(sigma=1.0).reference.source == good
+    compared = known.compare(bad[0], "felt")
+    assert {name: result.evidence for name, result in compared.items()} == {
+        **dict.fromkeys(("fixed", "learned", "decoupled"), "prompts"),
+        **{"memory": "memory", "both": "both"},
+    }
+
+
+def test_bad_reference_pictures_are_named(pipe, good, bad, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"junk")
+    with pytest.raises(ImageError, match=r"x\.png: not a picture"):
+        pipe.with_options(reference=[*good, tmp_path / "x.png"])(bad[0], "felt")
+    with pytest.raises(ModelError, match="the tower has blocks"):
+        pipe.with_options(reference=good, reference_options=ReferenceOptions(layers=(99,)))(bad[0], "felt")
+    with pytest.raises(ModelError, match="no normal pictures"):
+        (tmp_path / "empty").mkdir()
+        pipe.with_options(reference=tmp_path / "empty")
+    with pytest.raises(ModelError, match="unknown evidence"):
+        pipe.with_options(reference=good, evidence="hunch")
+    with pytest.raises(ModelError, match="go with a reference"):
+        pipe.with_options(evidence="memory")
+
+
+@pytest.mark.parametrize("options", [{"keep_aspect": True}, {"tile": 56}])
+def test_pictures_of_other_shapes_and_tiles_are_remembered(pipe, good, bad, options):
+    known = pipe.with_options(**options, reference=good)
+    result = known(bad[0], "felt")
+    assert result.evidence == "both" and result.anomaly_map.shape == (result.height, result.width)
+    again = [r.score for r in known(good, "felt")]
+    assert max(again) < result.references.image_threshold  # each is in the memory now

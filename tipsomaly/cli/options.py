@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tipsomaly.data.images import SUFFIXES
+from tipsomaly.data.images import SUFFIXES, pictures_in
 from tipsomaly.data.layouts import LAYOUTS, find_layout, read_dataset
 from tipsomaly.data.samples import Sample
 from tipsomaly.data.words import call
@@ -220,23 +220,12 @@ def find_pictures(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if os.path.isdir(path):
-            found |= dict.fromkeys(_inside(path) or fail(f"{printable(path)}: no pictures in this folder", 2))
+            found |= dict.fromkeys(pictures_in(path) or fail(f"{printable(path)}: no pictures in this folder", 2))
         elif (names := matches(pattern)) is not None:
             found |= dict.fromkeys(Path(name) for name in names if not os.path.isdir(name))
         else:
             found[path] = None
     return list(found)
-
-
-def _inside(folder: Path) -> list[Path]:
-    """Whatever has a picture's name in a folder and its subfolders, and the folders that cannot be read."""
-    found: list[Path] = []
-    for root, _, names in os.walk(folder, onerror=lambda error: found.append(Path(error.filename))):
-        for path in (Path(root, name) for name in names):
-            lost = not path.suffix and path.is_symlink() and not os.path.exists(path)  # perhaps it was a folder
-            if lost or path.suffix.lower() in SUFFIXES:
-                found.append(path)
-    return sorted(found)
 
 
 def matches(pattern: str) -> list[str] | None:

@@ -37,6 +37,17 @@ class LoadedImage:
     """What was left out, if anything ("only the first frame is used")."""
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """Whatever has a picture's name in a folder and its subfolders, in order, and the folders that cannot be read."""
+    found: list[Path] = []
+    for root, _, names in os.walk(folder, onerror=lambda error: found.append(Path(error.filename))):
+        for path in (Path(root, name) for name in names):
+            lost = not path.suffix and path.is_symlink() and not os.path.exists(path)  # perhaps it was a folder
+            if lost or path.suffix.lower() in SUFFIXES:
+                found.append(path)
+    return sorted(found)
+
+
 def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage:
     """Decode a picture to RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8. Of several frames
     the first is taken, or that which a PIL image is at.

@@ -45,8 +45,13 @@ class Detector(Protocol):
         """Learned tokens that it wants in the vision tower; None: the tower as it is."""
         ...
 
-    def score(self, tokens: ImageTokens) -> Evidence:
-        """The evidence of a batch."""
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Blocks of the tower (0-based, negative from the end) whose patch tokens it also takes; mostly none."""
+        ...
+
+    def score(self, tokens: ImageTokens, *layers: Tensor) -> Evidence:
+        """The evidence of a batch: of its tokens, and of the patch tokens (B, h, w, D) after the blocks `layers`."""
         ...
 
 
@@ -93,7 +98,17 @@ class PromptDetector:
         """The names of the kinds of defects in the evidence."""
         return self.patches.method.kinds if self.patches.method else ()
 
-    def score(self, tokens: ImageTokens) -> Evidence:
+    @property
+    def identity(self) -> object:
+        """Equal for detectors that make the same map."""
+        return self.patches.identity
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """None: it looks at the last block alone."""
+        return ()
+
+    def score(self, tokens: ImageTokens, *layers: Tensor) -> Evidence:
         """p_a of both global tokens under G_f and of the patches under G_l."""
         looked_at = self.patches.condition(tokens, self.encode)
         whole = looked_at if self.image is self.patches else self.image.condition(tokens, self.encode)

@@ -19,6 +19,7 @@ from tipsomaly.data.images import ImageSource
 from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.detector import Detector
+from tipsomaly.detection.references import References
 from tipsomaly.detection.result import Result, joined
 from tipsomaly.detection.tiling import Tiles
 from tipsomaly.detection.views import Picture, Scores, View, Viewer, ahead
@@ -69,15 +70,18 @@ class Engine:
                 groups.setdefault(view.pixels.shape, []).append(view)
         for views in groups.values():
             pixels = torch.stack([view.pixels for view in views])
-            encoded: dict[int, tuple[ImageTokens, Tensor]] = {}  # the tower as it is serves most detectors, once
+            depth = self.tips.config.vision.depth
+            layers = sorted({depth - 1, *(layer % depth for detector in detectors for layer in detector.layers)})
+            # The tower as it is serves most detectors, once.
+            encoded: dict[int, tuple[dict[int, ImageTokens], Tensor]] = {}
             for detector in detectors:
                 learned = detector.image_tokens
                 known = id(learned and learned.tokens)
                 if known not in encoded:
-                    [tokens] = self.encode_layers(pixels, [-1], learned)
-                    encoded[known] = tokens, to_cpu(F.normalize(tokens.spatial.float(), dim=-1))
+                    tokens = dict(zip(layers, self.encode_layers(pixels, layers, learned), strict=True))
+                    encoded[known] = tokens, to_cpu(F.normalize(tokens[depth - 1].spatial.float(), dim=-1))
                 tokens, spatial = encoded[known]
-                evidence = detector.score(tokens)
+                evidence = detector.score(tokens[depth - 1], *(tokens[i % depth].patches for i in detector.layers))
                 images, patches = to_cpu(evidence.images), to_cpu(evidence.patches)
                 kinds = None if evidence.kinds is None else to_cpu(evidence.kinds.half())
                 for i, view in enumerate(views):
@@ -102,11 +106,13 @@ class Engine:
         image_score: Mapping[str, float],
         kinds: tuple[str, ...],
         note: str | None = None,
+        references: References | None = None,
     ) -> Result:
         """What the scores of a picture's views under one detector, by its number, say of the picture. `kinds` are the
         names of those that the detector tells apart; `note` is of its class name."""
         whole, *tiles = (picture.scores[index][detector] for index in range(1 + len(picture.boxes)))
         object_score, global_score = whole.image.tolist()
+        verdict = calibration or references
         result = Result(
             object_score=object_score,
             global_score=global_score,
@@ -119,8 +125,9 @@ class Engine:
             sigma=self.sigma,
             spatial_token=whole.spatial_token.numpy().copy(),
             note=joined(picture.note, note),
-            image_threshold=calibration and calibration.image_threshold,
-            pixel_threshold=calibration and calibration.pixel_threshold,
+            image_threshold=verdict and verdict.image_threshold,
+            pixel_threshold=verdict and verdict.pixel_threshold,
+            references=references,
             tiles=self._tiles(picture, tiles) if tiles else None,
             source=picture.source,
             image_score=image_score,

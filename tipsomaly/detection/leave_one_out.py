@@ -6,17 +6,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import PixelCounts
 from tipsomaly.detection.combination import USES, Use, combine, logit, scales_of
 from tipsomaly.detection.memory import MEMORIES, Memory, Neighbours, Subspace, coreset, nearest
 from tipsomaly.detection.references import ReferenceOptions, References
-from tipsomaly.detection.scoring import SIGMA, anomaly_map
 from tipsomaly.errors import OptionError
 
 ALONE = 0.6
 """The memory's weight, the prompts' being 1, if there is one picture only."""
 LEAST, MOST = 0.3, 2.0
 """The memory's weight with more pictures."""
+TURNS = 8
+"""Quarter turns and flips of a picture, itself among them."""
 COMPARED = 16
 """Pictures that are compared with each other at most for their likeness, as that is quadratic."""
 
@@ -46,11 +48,13 @@ def fit(
     *,
     class_name: str = "object",
     settings: Mapping[str, Any] | None = None,
-    sigma: float = SIGMA,
+    sigma: float = scoring.SIGMA,
     patch_size: int = 14,
+    image_score: scoring.Strategy = scoring.IMAGE_SCORE,
 ) -> References:
     """Of what the model says of at least one normal picture. `sigma` and `patch_size` are those of their maps, which
-    are made at the size that the model saw, those of tiles one by one. The tokens' device does the work."""
+    are made at the size that the model saw, those of tiles one by one; `image_score` is
+    how they are scored. The tokens' device does the work."""
     options = options or ReferenceOptions()
     if not normals:
         raise OptionError("references are normal pictures: give at least one")
@@ -75,10 +79,11 @@ def fit(
             ]
             scored = evidence[1:] or evidence
             local = max(float(e.patches.max()) for e in scored)
-            scores[use].append(float(evidence[0].images[0, 1]) + local)
+            object_score, global_score = evidence[0].images[0].tolist()
+            scores[use].append(scoring.image_score(image_score, object_score, global_score, local))
             for e in scored:
                 size = e.patches.shape[1] * patch_size, e.patches.shape[2] * patch_size
-                pixels[use].add(anomaly_map(e.patches[0].numpy(), size, sigma=sigma))
+                pixels[use].add(scoring.anomaly_map(e.patches[0].numpy(), size, sigma=sigma))
     return References(
         memory=make.fit(tokens),
         scales=scales,

@@ -12,8 +12,12 @@ from torch import Tensor
 from tipsomaly.data.images import ImageSource
 from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import Calibration
+from tipsomaly.detection.combination import Use
 from tipsomaly.detection.detector import Detectors, PromptDetector
 from tipsomaly.detection.engine import Engine, check_batch_size
+from tipsomaly.detection.leave_one_out import fit
+from tipsomaly.detection.reference_detector import MAX_NORMALS, ReferenceDetector, ReferenceSource, observe
+from tipsomaly.detection.references import ReferenceOptions, References
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.settings import Settings
 from tipsomaly.detection.views import Picture, Viewer
@@ -56,11 +60,16 @@ class Pipeline:
         prompts: PromptMethod | None = None,
         *,
         calibration: Calibration | str | Path | None = None,
+        reference: References | str | Path | Sequence[ImageSource] | None = None,
+        evidence: Use | None = None,
+        reference_options: ReferenceOptions | None = None,
         **options: Any,
     ) -> None:
         """`options` are those of `Settings`; without an image size it is the one that the tower was trained at, without
         a mode that of the prompts' method: "decoupled" for Tipsomaly's. `calibration`, which gives results a verdict,
-        must have been made with the same settings.
+        must have been made with the same settings, and so must `reference`, unless it is a folder of normal pictures or
+        a list of them: these are remembered, as `reference_options` say, when a class is first asked for. `evidence`
+        forces what scores: "prompts", "memory" or "both".
 
         Raises ModelError for prompts or a tokenizer that do not fit the towers, OptionError for an option that cannot
         be used.
@@ -88,6 +97,11 @@ class Pipeline:
         if isinstance(calibration, str | Path):
             calibration = Calibration.load(calibration)
         self.calibration = calibration
+        if reference is None and (evidence or reference_options):
+            raise OptionError("evidence and reference options go with a reference")
+        self.reference = None if reference is None else ReferenceSource(reference, evidence, reference_options)
+        if self.reference and isinstance(self.reference.source, References):
+            self.reference.source.check(self.settings(), vision.dim)
         if calibration:
             calibration.check(self.settings())
         self._detectors = Detectors(tips, tokenizer)
@@ -115,8 +129,8 @@ class Pipeline:
             one that is too old for it), float32 elsewhere; "fastest" is the same, but bfloat16 also on a CPU that has
             it and is found to be faster with it.
         calibration: thresholds from `tipsomaly calibrate`, for `Result.is_anomalous`.
-        options: `image_size` (default: the model folder's), `domain`, `mode`, `kinds`, `sigma`, `tile`, `overlap` and
-            `keep_aspect`, see `Settings`.
+        options: `reference`, `evidence` and `reference_options`, see `Pipeline`; `image_size` (default: the model
+            folder's), `domain`, `mode`, `kinds`, `sigma`, `tile`, `overlap` and `keep_aspect`, see `Settings`.
 
         Raises ModelError, in one line, for a model, prompt set or option that cannot be used.
         """
@@ -143,7 +157,8 @@ class Pipeline:
 
     def with_options(self, **options: Any) -> "Pipeline":
         """A pipeline with other options (those of the constructor) on the same weights and prototype cache; this one
-        stays as it is. It is not calibrated, unless a calibration is among the options."""
+        stays as it is. It is not calibrated, unless a calibration is among the options, and has no references that were
+        made, unless they are; normal pictures stay."""
         prompts, calibration = options.pop("prompts", self.prompts), options.pop("calibration", None)
         if prompts is not self.prompts:
             options = {
@@ -151,8 +166,12 @@ class Pipeline:
                 "kinds": None,
                 **options,
             }
+        known, names = self.reference, ("reference", "evidence", "reference_options")
+        if known and "reference" not in options and not isinstance(known.source, References):
+            options = {**dict(zip(names, (known.source, known.evidence, known.options), strict=True)), **options}
+        ours = {name: options.pop(name, None) for name in names}
         settings = self.options.but(**options)
-        other = Pipeline(self.tips, self.tokenizer, prompts, calibration=calibration, **settings.options())
+        other = Pipeline(self.tips, self.tokenizer, prompts, calibration=calibration, **ours, **settings.options())
         if prompts is self.prompts and settings.kinds == self.options.kinds:
             other._method = self._method
         other._detectors = self._detectors
@@ -217,6 +236,7 @@ class Pipeline:
             "dtype": str(self.tips.vision_encoder.cls_token.dtype).removeprefix("torch."),
             "model": self.tips.digest(self.tokenizer.model),
             "prompts": learned and learned.digest(),
+            "reference": self.reference and self.reference.digest(),
         }
 
     @overload
@@ -298,7 +318,7 @@ class Pipeline:
         errors: str,
         maps: bool,
     ) -> Iterator[Result | ImageError]:
-        for view in self.engine.scored(images, [self.detector(class_name)], batch_size, maps):
+        for view in self.engine.scored(images, [self.scorer(class_name)], batch_size, maps):
             if isinstance(view, ImageError):
                 if errors == "raise":
                     raise view
@@ -317,14 +337,19 @@ class Pipeline:
             raise ModelError("a comparison needs learned prompts and this model has none")
         (name, note), known = self._checked_class(class_name), self.calibration
         columns = {
-            mode: self.with_options(prompts=prompts, mode=mode, calibration=known if mode == self.mode else None)
+            mode: self.with_options(
+                prompts=prompts, mode=mode, reference=None, calibration=known if mode == self.mode else None
+            )
             for mode in MODES
         }
         if own is not None:
-            columns["own"] = self.with_options(domain=own, mode="fixed")
+            columns["own"] = self.with_options(domain=own, mode="fixed", reference=None)
         if not self.options.tile:
             columns |= {method: pipe for method, pipe in self.methods().items() if method != prompts.NAME}
-        detectors = [pipe.detector(name) for pipe in columns.values()]
+        if found := self.references(name):
+            remembered: tuple[Use, ...] = ("memory", "both")
+            columns |= {use: self.with_options(reference=found.using(use)) for use in remembered}
+        detectors = [pipe.scorer(name) for pipe in columns.values()]
         for view in self.engine.scored([image], detectors, BATCH_SIZE):
             if isinstance(view, ImageError):
                 raise view
@@ -358,6 +383,34 @@ class Pipeline:
         name = clean_class_name(class_name)
         name = UNKNOWN if self.tokenizer.unknown(name) else name
         return self._detectors.detector(mode or self.mode, self.domain, name, self._method)
+
+    def scorer(self, class_name: str = "object") -> PromptDetector | ReferenceDetector:
+        """What scores pictures of a class: the prompts, with a reference together with the normal pictures."""
+        found = self.references(class_name)
+        return ReferenceDetector(self.detector(class_name), found, self.device) if found else self.detector(class_name)
+
+    def references(self, class_name: str = "object") -> References | None:
+        """What the normal pictures say, for a class; of pictures it is made when it is first asked for."""
+        return self.reference and self.reference.of(clean_class_name(class_name), self.make_references)
+
+    def make_references(
+        self,
+        images: Sequence[ImageSource],
+        class_name: str = "object",
+        options: ReferenceOptions | None = None,
+        *,
+        batch_size: int = BATCH_SIZE,
+    ) -> References:
+        """Remember normal pictures of a class, of more than MAX_NORMALS as many evenly spread ones, for `reference=`.
+
+        Raises ImageError, naming the picture, for one that cannot be used."""
+        options, name = options or ReferenceOptions(), clean_class_name(class_name)
+        if len(images) > MAX_NORMALS:
+            images = [images[i * len(images) // MAX_NORMALS] for i in range(MAX_NORMALS)]
+        normals = list(observe(self.engine, images, self.detector(name), options, batch_size))
+        own = {"sigma": self.options.sigma, "patch_size": self.tips.config.vision.patch_size}
+        settings = {key: value for key, value in self.settings().items() if key != "reference"}
+        return fit(normals, options, class_name=name, settings=settings, image_score=self.image_score, **own)
 
     @property
     def image_score(self) -> Mapping[str, float]:
@@ -393,5 +446,5 @@ class Pipeline:
             return upload(Path(folder), repository, private=private, token=token)
 
     def _result(self, picture: Picture, detector: int, class_name: str, note: str | None) -> Result:
-        options = (self.mode, self.calibration, self.image_score, self.kinds, note)
+        options = (self.mode, self.calibration, self.image_score, self.kinds, note, self.references(class_name))
         return self.engine.result(picture, detector, class_name, *options)

@@ -164,11 +164,15 @@ class References:
         """SHA-256 of all that a score depends on."""
         return sha256(json.dumps([self._record(), self.forced]), *self.memory)
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise ModelError, naming the difference, if they were made by another model, prompts or options."""
+    def check(self, settings: Mapping[str, Any], dim: int | None = None) -> None:
+        """Raise ModelError, naming the difference, if they were made by another model, prompts or options, or
+        their tokens are not `dim` wide."""
         for name, ours in settings.items():
             if name != "reference" and ours != (theirs := self.settings.get(name)):
                 raise ModelError(f"these references were made with {name} {short(theirs)}, not {short(ours)}")
+        width = self.memory[0].shape[-1]
+        if dim and width != dim * len(self.options.layers):
+            raise ModelError(f"the tokens of these references are {width} wide, the model's {dim}")
 
     def _record(self) -> dict[str, Any]:
         return {

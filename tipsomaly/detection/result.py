@@ -11,6 +11,8 @@ from PIL import Image
 
 from tipsomaly.data.images import ImageSource, load_image
 from tipsomaly.detection import scoring, visualization
+from tipsomaly.detection.combination import Use
+from tipsomaly.detection.references import References
 from tipsomaly.detection.tiling import Tiles
 from tipsomaly.errors import OptionError
 from tipsomaly.files import whole_file
@@ -70,6 +72,8 @@ class Result:
     image_score: Mapping[str, float] = field(default_factory=lambda: scoring.IMAGE_SCORE, repr=False)
     """The weights of the score: of p_a(g_o), "object", of p_a(g_s), "spatial", and of the largest patch probability,
     "local"."""
+    references: References | None = field(default=None, repr=False)
+    """The normal pictures that it was compared with, if there were any."""
     kind_names: tuple[str, ...] = field(default=(), repr=False)
     kind_map: np.ndarray | None = field(default=None, repr=False)
     """float16 (h, w, K), of a tiled picture (rows, columns, h, w, K): the probability of each kind at each patch."""
@@ -102,6 +106,17 @@ class Result:
     def is_anomalous(self) -> bool | None:
         """The verdict of a calibrated pipeline; None without calibration, as there is no threshold that fits all."""
         return None if self.image_threshold is None else self.score >= self.image_threshold
+
+    @property
+    def p_value(self) -> float | None:
+        """The probability that a normal picture has at least this score, in [1 / (n + 1), 1] after n normal pictures;
+        None without them."""
+        return self.references and self.references.p_value(self.score)
+
+    @property
+    def evidence(self) -> Use:
+        """What scored: the prompts, the memory of normal pictures, or both; `references.reason` says why."""
+        return self.references.use if self.references else "prompts"
 
     @property
     def strategies(self) -> dict[str, float]:
@@ -175,6 +190,8 @@ class Result:
         }
         if self.is_anomalous is not None:
             record["is_anomalous"] = self.is_anomalous
+        if self.references:
+            record |= {"p_value": self.p_value, "evidence": self.evidence}
         if self.kinds is not None:
             record["kinds"] = {kind: round(value, 4) for kind, value in self.kinds.items()}
             if self.pixel_threshold is not None:

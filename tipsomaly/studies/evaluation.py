@@ -292,13 +292,11 @@ def score_class(
     of each variant; the variants' pipelines share towers, input size and sigma."""
     first, class_name = variants[0].pipeline, samples[0].class_name
     size, depth = first.image_size, first.tips.config.vision.depth
-    detectors = [variant.pipeline.detector(samples[0].called) for variant in variants]
+    detectors = [variant.pipeline.scorer(samples[0].called) for variant in variants]
     # Variants of the same layers and the same prompts for patches have the same map, made and measured once.
-    keys = [
-        (tuple(layer % depth for layer in v.layers), d.patches.identity)
-        for v, d in zip(variants, detectors, strict=True)
-    ]
-    layers = sorted({depth - 1, *(layer for chosen, _ in keys for layer in chosen)})
+    keys = [(tuple(layer % depth for layer in v.layers), d.identity) for v, d in zip(variants, detectors, strict=True)]
+    remembered = {layer % depth for detector in detectors for layer in detector.layers}
+    layers = sorted({depth - 1, *(layer for chosen, _ in keys for layer in chosen), *remembered})
     # The tower is asked once for each set of learned tokens in it, and mostly there is none.
     learned = {id(d.image_tokens and d.image_tokens.tokens): d.image_tokens for d in detectors}
     with_masks = all(sample.mask for sample in samples if sample.label)
@@ -334,7 +332,8 @@ def score_class(
             measured = set()
             for key, detector, scores in zip(keys, detectors, image_level, strict=True):
                 tokens = encoded[id(detector.image_tokens and detector.image_tokens.tokens)]
-                found = [detector.score(tokens[depth - 1]._replace(patches=tokens[i].patches)) for i in key[0]]
+                more = [tokens[i % depth].patches for i in detector.layers]
+                found = [detector.score(tokens[depth - 1]._replace(patches=tokens[i].patches), *more) for i in key[0]]
                 scores += found[0].images.cpu().tolist()
                 if key not in measured:
                     measured.add(key)
