@@ -12,10 +12,12 @@ from scipy.stats import beta
 
 from tipsomaly import ImageError, ModelError
 from tipsomaly.detection.combination import GLOBAL, Scale, Scales, combine, squash
+from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.leave_one_out import ALONE, LEAST, Normal, fit, turn
 from tipsomaly.detection.memory import Neighbours, Subspace, coreset, nearest, unit_tokens
 from tipsomaly.detection.mutual import mutual_distances
 from tipsomaly.detection.references import ReferenceOptions, References
+from tipsomaly.errors import DatasetError
 
 
 @pytest.fixture
@@ -340,7 +342,9 @@ def test_other_files_are_refused(tmp_path, numbers):
 
 def test_pictures_score_each_other(numbers):
     pictures = [units(numbers, 3, 4, 8) for _ in range(5)]
-    for i, found in enumerate(mutual_distances(pictures, share=0.5)):
+    pile = [picture.flatten(0, 1) for picture in pictures]
+    for i, picture in enumerate(pictures):
+        found = mutual_distances(picture, pile, share=0.5)
         expected = np.empty((3, 4))
         for y in range(3):
             for x in range(4):
@@ -351,8 +355,8 @@ def test_pictures_score_each_other(numbers):
                 )
                 expected[y, x] = np.mean(to_each[:2])
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="at least two"):
-        mutual_distances(pictures[:1])
+    with pytest.raises(ModelError, match="at least two"):
+        mutual_distances(pictures[0], pile[:1])
 
 
 # --- with a model -----------------------------------------------------------------------------------------------------
@@ -438,3 +442,99 @@ def test_pictures_of_other_shapes_and_tiles_are_remembered(pipe, good, bad, opti
     assert result.evidence == "both" and result.anomaly_map.shape == (result.height, result.width)
     again = [r.score for r in known(good, "felt")]
     assert max(again) < result.references.image_threshold  # each is in the memory now
+
+
+def test_a_pile_scores_itself(pipe, good, bad):
+    sources = [*good, b"junk", bad[0]]
+    outcomes = list(pipe.stream(sources, "felt", errors="yield", together=True))
+    assert [isinstance(outcome, ImageError) for outcome in outcomes] == [False] * 4 + [True, False]
+    assert all("5 unlabelled pictures" in outcome.note and outcome.evidence == "both" for outcome in outcomes[:4])
+    assert outcomes[5].score > max(outcome.score for outcome in outcomes[:4])
+    with pytest.raises(ModelError, match="at least two"):
+        list(pipe.stream(good[:1], "felt", together=True))
+    with pytest.raises(ModelError, match="not with both"):
+        pipe.with_options(reference=good).stream(good, "felt", together=True)
+
+
+def test_a_stream_that_leaves_the_range_of_the_normal_pictures_is_noticed(numbers):
+    found = fit(pile(numbers, 16))
+    scores = found.scores[found.use].double()
+
+    def note(values):
+        drift = Drift(found)
+        for value in values:
+            drift.add(float(value))
+        return drift.note()
+
+    again = scores[torch.randint(16, (50,), generator=numbers)]
+    assert note(again) is None
+    assert note(torch.cat([again[:28], again[:22] + 1])) is None  # not quite half of them are defective
+    assert "only 0 of the last 50" in note(again + 1)
+    assert "score lower than every normal one" in note(again - 1)
+    assert note(again[:19] + 1) is None  # too few to tell
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(golden, capsys):
+    """A command in this process: exit status, output, errors."""
+    from typer.testing import CliRunner
+
+    from tipsomaly.cli import app
+
+    def invoke(*arguments):
+        done = CliRunner().invoke(app, [*map(str, arguments), "--model", str(golden.folder), "--image-size", "56"])
+        if done.exception and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.stdout, done.stderr
+
+    return invoke
+
+
+def test_good_ones_and_new_ones_take_one_command_each(run, good, bad, tmp_path):
+    status, said, _ = run("reference", good[0].parent, "--class-name", "felt", "--output", tmp_path / "f.safetensors")
+    assert status == 0
+    assert "4 normal pictures" in said and "20.0% of normal pictures expected" in said
+    new = ["detect", *bad, "--class-name", "felt", "--json"]
+    by_file = run(*new, "--reference", tmp_path / "f.safetensors")
+    by_folder = run(*new, "--reference", good[0].parent)
+    assert by_file[:2] == by_folder[:2] and by_file[0] == 0
+    assert {json.loads(line)["evidence"] for line in by_file[1].splitlines()} == {"both"}
+    assert all(0.2 <= json.loads(line)["p_value"] <= 1 for line in by_file[1].splitlines())
+    memory = run(*new, "--reference", good[0].parent, "--evidence", "memory")
+    assert memory[1] != by_file[1] and "memory: as asked for" in memory[2]
+    assert run(*new, "--mutual")[0] == 0
+    assert run(*new, "--evidence", "memory")[0] == 2
+    with pytest.raises(ModelError, match="no such file of references"):
+        run(*new, "--reference", tmp_path / "none.safetensors")
+
+
+def test_evaluation_with_normal_pictures(run, drawn, tmp_path):
+    status, said, _ = run("evaluate", drawn, "--reference", drawn / "felt" / "test" / "good", "--output", tmp_path)
+    assert status == 0 and "metal_nut" in said
+    for name in ("felt", "metal_nut"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for part in ("test", "ground_truth"):
+            (folder / part).symlink_to(drawn / name / part)
+        (folder / "train").mkdir()
+        (folder / "train" / "good").symlink_to(drawn / name / "test" / "good")
+    shots = ["evaluate", tmp_path / "data", "--output", tmp_path / "out", "--seeds", "2"]
+    assert run(*shots, "--shots", 1, 2)[0] == 0
+    content = json.loads((tmp_path / "out" / "shots.json").read_text())
+    assert {name: list(by) for name, by in content["values"]["felt"].items()} == {
+        "prompts": ["0"],
+        "memory": ["1", "2"],
+        "both": ["1", "2"],
+    }
+    assert len(content["values"]["metal_nut"]["both"]["2"]) == 2
+    # The pictures of a draw are tested on here, and the memory of four knows all normal ones.
+    assert run(*shots, "--shots", 4)[0] == 0
+    content = json.loads((tmp_path / "out" / "shots.json").read_text())
+    assert content["values"]["felt"]["memory"]["4"][0]["image_auroc"] == 1
+    assert (tmp_path / "out" / "shots.png").stat().st_size > 1000
+    assert "± 0.0" in (tmp_path / "out" / "shots.md").read_text()
+    with pytest.raises(DatasetError, match="4 normal pictures to draw 5 from"):
+        run(*shots, "--shots", 5)

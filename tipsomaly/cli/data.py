@@ -3,6 +3,7 @@
 import sys
 from contextlib import ExitStack
 from enum import Enum
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ from tipsomaly.cli.options import (
     DomainOption,
     DType,
     DTypeOption,
+    Evidence,
+    EvidenceOption,
     FormatsOption,
     LayoutOption,
     Method,
@@ -33,6 +36,7 @@ from tipsomaly.cli.options import (
     OverlapOption,
     PromptsFileOption,
     PromptsOption,
+    ReferenceOption,
     RootArgument,
     Sentences,
     SigmaOption,
@@ -43,16 +47,19 @@ from tipsomaly.cli.options import (
     TileOption,
     app,
     choose_formats,
+    class_words,
     fail,
     find_pictures,
     load_pipeline,
     not_empty,
     read_samples,
+    reference_options,
     split_kinds,
 )
 from tipsomaly.data.kinds import all_kinds, of_one_kind
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.samples import by_class
+from tipsomaly.data.words import call
 from tipsomaly.detection.formats import FORMATS, Stems
 from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.errors import printable
@@ -71,13 +78,17 @@ OPTIONS_OF = {
 
 
 class _KindsCommand(TyperCommand):
-    """`--kinds` without a value asks for the kinds of each class."""
+    """`--kinds` without a value asks for the kinds of each class; `--shots` takes several numbers."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--kinds" in args:
             after = args.index("--kinds") + 1
             if args[after:][:1] in ([], ["--"]) or args[after].startswith("-"):
                 args = [*args[:after], OF_CLASS, *args[after:]]
+        if "--shots" in args:
+            after = args.index("--shots") + 1
+            numbers = list(takewhile(str.isdecimal, args[after:]))
+            args = args[: after - 1] + [part for n in numbers for part in ("--shots", n)] + args[after + len(numbers) :]
         return super().parse_args(ctx, args)
 
 
@@ -96,6 +107,13 @@ def evaluate(
             help="Also how well kinds of defects are told apart: those of each class, or these (prompts: dapo).",
         ),
     ] = None,
+    reference: ReferenceOption = None,
+    evidence: EvidenceOption = Evidence.auto,
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N...", help="How much N normal pictures of the training folder help: 1 2 4 8 16."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="With --shots: draws of the normal pictures.")] = 3,
     strategy: Annotated[
         Strategy | None,
         typer.Option(
@@ -127,19 +145,34 @@ def evaluate(
     folder of each method, and methods.md. What was finished before an interrupt is in DIR/classes and is not computed
     again if nothing changed. With --format the pictures are scored once more, at their own size, for files that other
     tools read, see `detect`.
+
+    With --reference each class is compared with its normal pictures: those in the subfolder of its name, or all. With
+    --shots 1 2 4 8 16 DIR gets shots.md, shots.json and a curve, shots.png, of the prompts, of normal pictures, and of
+    both, with the spread over --seeds draws.
     """
     from tipsomaly.studies.evaluation import evaluate as evaluate_samples
     from tipsomaly.studies.evaluation import evaluate_methods, method_table
     from tipsomaly.studies.gallery import save_gallery
     from tipsomaly.studies.kinds import evaluate_kinds
+    from tipsomaly.studies.shots import evaluate_shots
     from tipsomaly.studies.worst import save_worst
 
     chosen = choose_formats(formats, output)
     if methods and (kinds or worst or gallery or prompts or chosen):
         fail("--methods all goes with none of --prompts, --kinds, --worst, --gallery and --format", 2)
-    samples, _, domain = read_samples(root, layout, split, classes, domain, class_names)
+    samples, layout_name, domain = read_samples(root, layout, split, classes, domain, class_names)
+    if shots:
+        if methods or kinds or worst or gallery or reference or chosen:
+            fail("--shots goes with none of --methods, --kinds, --worst, --gallery, --reference and --format", 2)
+        normals = call(read_dataset(root, layout_name, "train", classes), class_words(class_names))
+        pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
+        found = evaluate_shots(pipe, samples, normals, shots, seeds, batch_size=batch_size, progress=True)
+        found.save(output)
+        print(found.markdown(), end="")
+        return
     own_kinds = None if kinds == OF_CLASS else split_kinds(kinds)
-    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, kinds=own_kinds)
+    more = {"kinds": own_kinds, **reference_options(reference, evidence)}
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **more)
     options = {"strategy": strategy and strategy.value, "batch_size": batch_size, "progress": True}
     if methods:
         evaluations = evaluate_methods(pipe.methods(), samples, output, **options)

@@ -20,12 +20,15 @@ from tipsomaly.cli.options import (
     DType,
     DTypeOption,
     Engine,
+    Evidence,
+    EvidenceOption,
     FormatsOption,
     KindsOption,
     ModelOption,
     ModeOption,
     OverlapOption,
     PromptsOption,
+    ReferenceOption,
     SigmaOption,
     SizeOption,
     TileOption,
@@ -37,9 +40,11 @@ from tipsomaly.cli.options import (
     load_pipeline,
     matches,
     not_empty,
+    reference_options,
     split_kinds,
 )
 from tipsomaly.detection import visualization
+from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.formats import FORMATS, Format, Stems
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.records import Records, open_records, run_settings
@@ -64,6 +69,11 @@ def detect(
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict.")
     ] = None,
+    reference: ReferenceOption = None,
+    evidence: EvidenceOption = Evidence.auto,
+    mutual: Annotated[
+        bool, typer.Option("--mutual", help="Unlabelled pictures of one product also score each other.")
+    ] = False,
     sigma: SigmaOption = SIGMA,
     tile: TileOption = None,
     overlap: OverlapOption = None,
@@ -96,14 +106,18 @@ def detect(
 
     With --engine ray, IMAGES may also be Parquet files, and IMAGES and DIR URIs of buckets; DIR gets files of scores
     alone, and the same command again scores what is not yet in them.
+
+    With --reference a few normal pictures are compared with, and give a verdict and a p-value; if the latest pictures
+    are no longer like them, that is said at the end.
     """
     if engine is Engine.ray:
-        if compiled or as_json or overwrite:
-            fail("--compile, --json and --overwrite are not for --engine ray", 2)
+        if compiled or as_json or overwrite or mutual:
+            fail("--compile, --json, --overwrite and --mutual are not for --engine ray", 2)
         options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode and mode.value}
         options["kinds"] = split_kinds(kinds)
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype.value}
         options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+        options |= reference_options(reference, evidence)
         if len(formats or ()) > 1 or (formats and formats[0].value in FORMATS):
             fail("with --engine ray --format is parquet or jsonl", 2)
         file_format = formats[0].value if formats else "parquet"
@@ -113,14 +127,19 @@ def detect(
     chosen = choose_formats(formats, folder)
     sources = find_pictures(images)
     more = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
+    more |= reference_options(reference, evidence)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **more)
+    if reference:
+        print(pipe.references(class_name).summary(), file=sys.stderr)
+    settings = run_settings(pipe, class_name) | ({"mutual": True} if mutual else {})
     with ExitStack() as stack:
         records: Records | None = None
         targets: list[Format] = []
         if folder:
-            records = stack.enter_context(open_records(folder, run_settings(pipe, class_name), overwrite))
+            records = stack.enter_context(open_records(folder, settings, overwrite))
             targets = [stack.enter_context(FORMATS[name](folder)) for name in chosen]
-        failed = _score(pipe, sources, class_name, batch_size, records, targets, compiled=compiled, as_json=as_json)
+        how = {"compiled": compiled, "as_json": as_json, "mutual": mutual}
+        failed = _score(pipe, sources, class_name, batch_size, records, targets, **how)
     if failed:
         print(f"{failed} of {len(sources)} pictures failed", file=sys.stderr)
         raise typer.Exit(1)
@@ -136,23 +155,27 @@ def _score(
     *,
     compiled: bool,
     as_json: bool,
+    mutual: bool,
 ) -> int:
     """Score the pictures that have no result in `records` yet, or for `targets` all, and say so; returns how many
     failed."""
     sources = [source for source in sources if not (records and records.made(source))]
     if records and (before := sum(map(records.has, sources))):
         print(f"{before} of {len(sources)} pictures have results in {printable(records.folder)}", file=sys.stderr)
-        if not targets:  # they are told of every picture
+        if not targets and not mutual:  # they are told of every picture; all score each other
             sources = [source for source in sources if not records.has(source)]
     if compiled and sources:
         print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
     failed = 0
-    outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield")
+    outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield", together=mutual)
+    drift = Drift(found) if (found := pipe.references(class_name)) else None
     for source, outcome in tqdm(zip(sources, outcomes, strict=True), total=len(sources), unit="picture", disable=None):
         record: dict[str, Any] = {"image": file_name(source)}
         if isinstance(outcome, Result):
             try:
                 record |= outcome.record()
+                if drift:
+                    drift.add(outcome.score)
                 if records:
                     stem = records.stem(source)
                     record |= records.save(outcome, stem)
@@ -176,6 +199,8 @@ def _score(
             note = f"  ({outcome.note})" if outcome.note else ""
             kind = "  {} {:.2f}".format(*next(iter(outcome.kinds.items()))) if outcome.kinds else ""
             tqdm.write(f"{parts}{verdict}{kind}  {printable(source)}{note}", file=sys.stdout)
+    if drift and (note := drift.note()):
+        print(f"drift: {note}", file=sys.stderr)
     return failed
 
 
@@ -187,6 +212,7 @@ def compare(
     class_name: ClassOption = "object",
     domain: DomainOption = Domain.industrial,
     image_size: SizeOption = None,
+    reference: ReferenceOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
@@ -201,6 +227,7 @@ def compare(
     With --output, DIR gets <picture>_comparison.png: the picture, then the map under each kind of prompts.
     """
     tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    tiling |= reference_options(reference, Evidence.auto)
     results = load_pipeline(model, prompts, device, dtype, image_size, domain, **tiling).compare(image, class_name)
     if as_json:
         scores = {

@@ -15,6 +15,7 @@ from tipsomaly.data.layouts import LAYOUTS, find_layout, read_dataset
 from tipsomaly.data.samples import Sample
 from tipsomaly.data.words import call
 from tipsomaly.data.words import domain as domain_of
+from tipsomaly.detection.combination import USES
 from tipsomaly.detection.formats import FORMATS
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
@@ -78,6 +79,7 @@ Objective = Enum("Objective", {name: name for name in ("local", "global", "both"
 Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, type=str)
 LayoutName = Enum("LayoutName", {name: name for name in LAYOUTS}, type=str)
 Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
+Evidence = Enum("Evidence", {name: name for name in ("auto", *USES)}, type=str)
 Engine = Enum("Engine", {name: name for name in ("local", "ray")}, type=str)
 FileFormat = Enum("FileFormat", {name: name for name in (*FORMATS, "parquet", "jsonl")}, type=str)
 DType = Enum("DType", {name: name for name in ("auto", "fastest", *DTYPES)}, type=str)
@@ -137,6 +139,26 @@ FormatsOption = Annotated[
     list[FileFormat] | None,
     typer.Option("--format", help="Also write results so; may be repeated. With ray: parquet (the default) or jsonl."),
 ]
+
+
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|FILE",
+        help="Normal pictures to compare with, or the file of `tipsomaly reference`.",
+        callback=not_empty,
+    ),
+]
+EvidenceOption = Annotated[Evidence, typer.Option(help="With --reference: what scores. auto chooses, and says why.")]
+
+
+def reference_options(reference: str | None, evidence: Evidence) -> dict[str, Any]:
+    """What `Pipeline` takes for --reference and --evidence."""
+    if reference is None:
+        if evidence is not Evidence.auto:
+            fail("--evidence goes with --reference", 2)
+        return {}
+    return {"reference": reference, "evidence": None if evidence is Evidence.auto else evidence.value}
 
 
 def choose_formats(names: list[FileFormat] | None, output: object) -> list[str]:

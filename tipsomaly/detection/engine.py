@@ -18,6 +18,7 @@ from torch import Tensor
 from tipsomaly.data.images import ImageSource
 from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import Calibration
+from tipsomaly.detection.combination import Use
 from tipsomaly.detection.detector import Detector
 from tipsomaly.detection.references import References
 from tipsomaly.detection.result import Result, joined
@@ -107,6 +108,7 @@ class Engine:
         kinds: tuple[str, ...],
         note: str | None = None,
         references: References | None = None,
+        evidence: Use = "prompts",
     ) -> Result:
         """What the scores of a picture's views under one detector, by its number, say of the picture. `kinds` are the
         names of those that the detector tells apart; `note` is of its class name."""
@@ -128,6 +130,7 @@ class Engine:
             image_threshold=verdict and verdict.image_threshold,
             pixel_threshold=verdict and verdict.pixel_threshold,
             references=references,
+            evidence=references.use if references else evidence,
             tiles=self._tiles(picture, tiles) if tiles else None,
             source=picture.source,
             image_score=image_score,

@@ -64,7 +64,7 @@ def fit(
     logits = [torch.cat([logit(patches).flatten() for patches in normal.patches]) for normal in normals]
     flat = [torch.cat([d.flatten() for d in picture]) for picture in distances]
     images = torch.stack([normal.images for normal in normals]).cpu()
-    likeness = _likeness(normals)
+    likeness = how_unlike(normals)
     weight = ALONE if likeness is None else min(max((1.2 - likeness) / 0.3, LEAST), MOST)
     scales = scales_of(images, logits, flat)
     scores: dict[Use, list[float]] = {use: [] for use in USES}
@@ -145,7 +145,7 @@ def _left_out(
     return [distances]
 
 
-def _likeness(normals: Sequence[Normal]) -> float | None:
+def how_unlike(normals: Sequence[Normal]) -> float | None:
     """Mean distance of a patch to the nearest of the other pictures, divided by that to the nearest outside its own
     quarter of its own picture; None for one picture."""
     if len(normals) < 2:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, overload
@@ -15,10 +16,11 @@ from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.combination import Use
 from tipsomaly.detection.detector import Detectors, PromptDetector
 from tipsomaly.detection.engine import Engine, check_batch_size
-from tipsomaly.detection.leave_one_out import fit
+from tipsomaly.detection.leave_one_out import Normal, fit
+from tipsomaly.detection.mutual import MutualDetector
 from tipsomaly.detection.reference_detector import MAX_NORMALS, ReferenceDetector, ReferenceSource, observe
 from tipsomaly.detection.references import ReferenceOptions, References
-from tipsomaly.detection.result import Result
+from tipsomaly.detection.result import Result, joined
 from tipsomaly.detection.settings import Settings
 from tipsomaly.detection.views import Picture, Viewer
 from tipsomaly.errors import ImageError, ModelError, OptionError, one_line
@@ -263,6 +265,7 @@ class Pipeline:
         batch_size: int = ...,
         errors: Literal["raise"] = ...,
         maps: bool = ...,
+        together: bool = ...,
     ) -> Iterator[Result]: ...
     @overload
     def stream(
@@ -273,6 +276,7 @@ class Pipeline:
         batch_size: int = ...,
         errors: Literal["yield"],
         maps: bool = ...,
+        together: bool = ...,
     ) -> Iterator[Result | ImageError]: ...
     def stream(
         self,
@@ -282,6 +286,7 @@ class Pipeline:
         batch_size: int = BATCH_SIZE,
         errors: Literal["raise", "yield"] = "raise",
         maps: bool = False,
+        together: bool = False,
     ) -> Iterator[Result | ImageError]:
         """Results in order, for any number of pictures in bounded memory; decoding runs ahead of the model in threads.
         The model is given `batch_size` pictures, or tiles of them, at once.
@@ -290,11 +295,17 @@ class Pipeline:
         takes its place in the stream as an ImageError. What `images` itself raises comes after the results of what it
         gave. With `maps` the model's device makes all anomaly maps (but those of tiled pictures); otherwise each is
         made on the CPU when it is asked for.
+
+        With `together` the pictures, unlabelled ones of one product, also score each other (see `detection.mutual`).
+        They are encoded before the first result, and again for it; at most MAX_NORMALS of them, evenly spread, are what
+        all are compared with. A note says so, and whether they are too varied.
         """
         check_batch_size(batch_size)
+        if together and self.reference:
+            raise OptionError("pictures are compared with each other or with a reference, not with both")
         if errors not in ("raise", "yield"):
             raise OptionError(f"errors must be 'raise' or 'yield', not {errors!r}")
-        return self._stream(images, *self._checked_class(class_name), batch_size, errors, maps)
+        return self._stream(images, *self._checked_class(class_name), batch_size, errors, maps, together)
 
     def _checked_class(self, class_name: str) -> tuple[str, str | None]:
         """The class in words, and a note if the model does not know them; ModelError if the calibration is for another
@@ -317,14 +328,28 @@ class Pipeline:
         batch_size: int,
         errors: str,
         maps: bool,
+        together: bool,
     ) -> Iterator[Result | ImageError]:
-        for view in self.engine.scored(images, [self.scorer(class_name)], batch_size, maps):
+        scorer: PromptDetector | ReferenceDetector | MutualDetector = self.scorer(class_name)
+        if together:
+            images = list(images)
+            scorer = MutualDetector(self.detector(class_name), self._pile(images, class_name, batch_size))
+            note = joined(note, scorer.note)
+        for view in self.engine.scored(images, [scorer], batch_size, maps):
             if isinstance(view, ImageError):
                 if errors == "raise":
                     raise view
                 yield view
             elif view.is_last:
-                yield self._result(view.picture, 0, class_name, note)
+                yield self._result(view.picture, 0, class_name, note, "both" if together else "prompts")
+
+    def _pile(self, images: Sequence[ImageSource], class_name: str, batch_size: int) -> list[Normal]:
+        """What the model says of evenly spread pictures that can be read."""
+        step, found = max(1, -(-len(images) // MAX_NORMALS)), []
+        for image in images[::step]:
+            with suppress(ImageError):  # it is said when it is its turn
+                found += observe(self.engine, [image], self.detector(class_name), ReferenceOptions(), batch_size)
+        return found
 
     def compare(
         self, image: ImageSource, class_name: str = "object", own: PromptEnsemble | None = None
@@ -380,9 +405,11 @@ class Pipeline:
     def detector(self, class_name: str = "object", mode: Mode | None = None) -> PromptDetector:
         """What scores pictures of a class; its prototypes are cached. A class name with a word that the model does not
         know counts as "object"."""
+        return self._detectors.detector(mode or self.mode, self.domain, self._known(class_name), self._method)
+
+    def _known(self, class_name: str) -> str:
         name = clean_class_name(class_name)
-        name = UNKNOWN if self.tokenizer.unknown(name) else name
-        return self._detectors.detector(mode or self.mode, self.domain, name, self._method)
+        return UNKNOWN if self.tokenizer.unknown(name) else name
 
     def scorer(self, class_name: str = "object") -> PromptDetector | ReferenceDetector:
         """What scores pictures of a class: the prompts, with a reference together with the normal pictures."""
@@ -391,7 +418,7 @@ class Pipeline:
 
     def references(self, class_name: str = "object") -> References | None:
         """What the normal pictures say, for a class; of pictures it is made when it is first asked for."""
-        return self.reference and self.reference.of(clean_class_name(class_name), self.make_references)
+        return self.reference and self.reference.of(self._known(class_name), self.make_references)
 
     def make_references(
         self,
@@ -404,13 +431,25 @@ class Pipeline:
         """Remember normal pictures of a class, of more than MAX_NORMALS as many evenly spread ones, for `reference=`.
 
         Raises ImageError, naming the picture, for one that cannot be used."""
-        options, name = options or ReferenceOptions(), clean_class_name(class_name)
+        options, name = options or ReferenceOptions(), self._known(class_name)
         if len(images) > MAX_NORMALS:
             images = [images[i * len(images) // MAX_NORMALS] for i in range(MAX_NORMALS)]
-        normals = list(observe(self.engine, images, self.detector(name), options, batch_size))
+        return self.fit_references(
+            list(observe(self.engine, images, self.detector(name), options, batch_size)), name, options
+        )
+
+    def fit_references(self, normals: Sequence[Normal], class_name: str, options: ReferenceOptions) -> References:
+        """The same of what `observe` found in normal pictures."""
         own = {"sigma": self.options.sigma, "patch_size": self.tips.config.vision.patch_size}
         settings = {key: value for key, value in self.settings().items() if key != "reference"}
-        return fit(normals, options, class_name=name, settings=settings, image_score=self.image_score, **own)
+        return fit(
+            normals,
+            options,
+            class_name=clean_class_name(class_name),
+            settings=settings,
+            image_score=self.image_score,
+            **own,
+        )
 
     @property
     def image_score(self) -> Mapping[str, float]:
@@ -445,6 +484,16 @@ class Pipeline:
             self.save_pretrained(folder)
             return upload(Path(folder), repository, private=private, token=token)
 
-    def _result(self, picture: Picture, detector: int, class_name: str, note: str | None) -> Result:
-        options = (self.mode, self.calibration, self.image_score, self.kinds, note, self.references(class_name))
+    def _result(
+        self, picture: Picture, detector: int, class_name: str, note: str | None, evidence: Use = "prompts"
+    ) -> Result:
+        options = (
+            self.mode,
+            self.calibration,
+            self.image_score,
+            self.kinds,
+            note,
+            self.references(class_name),
+            evidence,
+        )
         return self.engine.result(picture, detector, class_name, *options)

@@ -154,6 +154,12 @@ class References:
         reached = int((self.scores[self.use].double() >= score).sum())
         return (1 + reached) / (1 + self.pictures)
 
+    def summary(self) -> str:
+        """In a line: how many pictures, what scores and why, and what a verdict promises."""
+        expected, low, high = self.false_alarms
+        alarms = f"{expected:.1%} of normal pictures expected to be called anomalous ({low:.1%} to {high:.1%})"
+        return f"{self.pictures} normal pictures; {self.reason}; {alarms}"
+
     def using(self, use: Use | None) -> "References":
         """The same, but what scores is forced; None: chosen."""
         if use is not None and use not in USES:

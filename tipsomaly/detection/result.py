@@ -73,7 +73,9 @@ class Result:
     """The weights of the score: of p_a(g_o), "object", of p_a(g_s), "spatial", and of the largest patch probability,
     "local"."""
     references: References | None = field(default=None, repr=False)
-    """The normal pictures that it was compared with, if there were any."""
+    """The normal pictures that it was compared with, if there were any; `references.reason` says how, and why."""
+    evidence: Use = "prompts"
+    """What scored: the prompts, other pictures, or both."""
     kind_names: tuple[str, ...] = field(default=(), repr=False)
     kind_map: np.ndarray | None = field(default=None, repr=False)
     """float16 (h, w, K), of a tiled picture (rows, columns, h, w, K): the probability of each kind at each patch."""
@@ -112,11 +114,6 @@ class Result:
         """The probability that a normal picture has at least this score, in [1 / (n + 1), 1] after n normal pictures;
         None without them."""
         return self.references and self.references.p_value(self.score)
-
-    @property
-    def evidence(self) -> Use:
-        """What scored: the prompts, the memory of normal pictures, or both; `references.reason` says why."""
-        return self.references.use if self.references else "prompts"
 
     @property
     def strategies(self) -> dict[str, float]:
@@ -191,7 +188,9 @@ class Result:
         if self.is_anomalous is not None:
             record["is_anomalous"] = self.is_anomalous
         if self.references:
-            record |= {"p_value": self.p_value, "evidence": self.evidence}
+            record["p_value"] = self.p_value
+        if self.evidence != "prompts" or self.references:
+            record["evidence"] = self.evidence
         if self.kinds is not None:
             record["kinds"] = {kind: round(value, 4) for kind, value in self.kinds.items()}
             if self.pixel_threshold is not None:

@@ -102,6 +102,7 @@ def detect(
                 **options,
                 "prompts": pipe.prompts,
                 "calibration": pipe.calibration,
+                **_reference(pipe, class_name),
             },  # their files need not be everywhere
         )
         try:
@@ -109,6 +110,12 @@ def detect(
         except ray.exceptions.RayError as error:
             raise OSError(f"{output}: what is there is kept, but Ray stopped: {_cause(error)}") from error
         return Summary(results.written, results.failed, len(done))
+
+
+def _reference(pipe: Pipeline, class_name: str) -> dict[str, Any]:
+    """Normal pictures are remembered once, here."""
+    found = pipe.references(class_name)
+    return {"reference": found, "evidence": found.forced} if found else {}
 
 
 def score(

@@ -1,0 +1,94 @@
+"""`tipsomaly reference`: normal pictures, remembered in a file."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tipsomaly.cli.options import (
+    AspectOption,
+    BatchOption,
+    ClassOption,
+    DeviceOption,
+    Domain,
+    DomainOption,
+    DType,
+    DTypeOption,
+    ModelOption,
+    ModeOption,
+    OverlapOption,
+    PromptsOption,
+    SigmaOption,
+    SizeOption,
+    TileOption,
+    app,
+    fail,
+    find_pictures,
+    load_pipeline,
+    not_empty,
+)
+from tipsomaly.detection.memory import KINDS
+from tipsomaly.detection.reference_detector import MAX_NORMALS
+from tipsomaly.detection.references import LIMIT, RULES, ReferenceOptions
+from tipsomaly.detection.scoring import SIGMA
+
+Memory = Enum("Memory", {name: name for name in KINDS}, type=str)
+Rule = Enum("Rule", {name: name for name in RULES}, type=str)
+
+
+@app.command()
+def reference(
+    normals: Annotated[
+        list[str],
+        typer.Argument(metavar="GOOD...", help="Normal pictures: files, folders or globs.", callback=not_empty),
+    ],
+    output: Annotated[Path, typer.Option(metavar="OUT.safetensors", help="Where the references go.")],
+    class_name: ClassOption = "object",
+    memory: Annotated[
+        Memory, typer.Option(help="neighbours: distance to the nearest patch; subspace: to a PCA of the patches.")
+    ] = Memory.neighbours,
+    layer: Annotated[
+        list[int] | None,
+        typer.Option(help="Block of the vision tower that is remembered; may be repeated; default: the last, -1."),
+    ] = None,
+    turns: Annotated[
+        bool, typer.Option("--turns", help="Also remember quarter turns and flips of the pictures.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Patches that are remembered at most; of more a coreset.")] = LIMIT,
+    target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
+    rule: Annotated[
+        Rule, typer.Option(help="Of thresholds. percentile: --factor times the 95th percentile of normal scores.")
+    ] = Rule.rank,
+    factor: Annotated[float, typer.Option(min=0, help="Of the rule percentile.")] = 1.2,
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    domain: DomainOption = Domain.industrial,
+    mode: ModeOption = None,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    tile: TileOption = None,
+    overlap: OverlapOption = None,
+    keep_aspect: AspectOption = False,
+    batch_size: BatchOption = 8,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Remember normal pictures of one class, for `tipsomaly detect --reference OUT.safetensors` with the same options.
+
+    One pass gives the memory and the thresholds: each picture is scored by a memory without it.
+    """
+    if output.suffix != ".safetensors":
+        fail(f"{output}: a file of references ends in .safetensors", 2)
+    options = ReferenceOptions(
+        memory.value, tuple(layer) if layer else (-1,), turns, limit, target_fpr, rule.value, factor
+    )
+    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    images = find_pictures(normals)
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **tiling)
+    found = pipe.make_references(images, class_name, options, batch_size=batch_size)
+    found.save(output)
+    if len(images) > MAX_NORMALS:
+        print(f"{found.pictures} of {len(images)} pictures, evenly spread, are remembered")
+    print(f"{output}: {found.summary()}")
+    print(f"picture {found.image_threshold:.4f}, pixel {found.pixel_threshold:.4f}, {found.nbytes / 1e6:.1f} MB")
