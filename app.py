@@ -18,7 +18,9 @@ from tipsomaly import ImageError, ModelError, __version__
 from tipsomaly.detection import visualization
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.scoring import STRATEGIES
+from tipsomaly.prompts.methods import METHODS
 from tipsomaly.prompts.sentences import ENSEMBLES
+from tipsomaly.prompts.strategy import MODES
 from tipsomaly.service import exports, uploads
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
@@ -31,7 +33,7 @@ CLASSES = (
     *("metal plate", "pcb", "perforated plate", "pill", "printed label", "screw", "skin", "solar cell", "tile"),
     *("toothbrush", "transistor", "wood", "zipper"),
 )
-COLUMNS = ("fixed", "learned", "decoupled", "own")
+COLUMNS = (*MODES, *METHODS, "own")
 BUTTONS = ["download", "fullscreen"]
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
 FILES_KEPT = 3600  # seconds
@@ -103,22 +105,27 @@ def score_card(inspection: Inspection) -> str:
     """The score as a number and as a bar of its two parts, and the verdict if there is a threshold."""
     result = inspection.result
     shares = f"global {result.global_score:.3f} and local {result.local_score:.3f} of at most 1 each"
-    threshold = result.image_threshold
-    tick = "" if threshold is None else f'<div class="threshold" style="left:{min(threshold, 2) * 50:.2f}%"></div>'
+    threshold, most = result.image_threshold, sum(result.image_score.values())
+    parts = {"spatial": result.global_score, "local": result.local_score}
+    widths = {part: 100 * result.image_score.get(part, 0) * value / most for part, value in parts.items()}
+    left = 100 * min((threshold or 0) / most, 1)
+    tick = "" if threshold is None else f'<div class="threshold" style="left:{left:.2f}%"></div>'
     words = {
         True: f'<span class="anomalous">anomalous</span>: at least the calibrated threshold {threshold or 0:.3f}',
         False: f'<span class="normal">normal</span>: below the calibrated threshold {threshold or 0:.3f}',
         None: "No verdict: no threshold has been calibrated for this class and these settings.",
     }[result.is_anomalous]
     note = f"<p>Note: {escape(result.note)}.</p>" if result.note else ""
+    kinds = ", ".join(f"<b>{escape(kind)}</b> {value:.2f}" for kind, value in list((result.kinds or {}).items())[:3])
+    kinds = f'<p id="kinds">Kind of the strongest evidence: {kinds}</p>' if kinds else ""
     return f"""<div class="card" id="score-card">
-<div class="score">{result.score:.3f} <span class="of">of 2 · {escape(result.class_name)}</span></div>
+<div class="score">{result.score:.3f} <span class="of">of {most:g} · {escape(result.class_name)}</span></div>
 <div class="bar" role="img" aria-label="{shares}">
-<div class="global" style="width:{result.global_score * 50:.2f}%"></div>
-<div class="local" style="width:{result.local_score * 50:.2f}%"></div>{tick}</div>
+<div class="global" style="width:{widths["spatial"]:.2f}%"></div>
+<div class="local" style="width:{widths["local"]:.2f}%"></div>{tick}</div>
 <div class="key"><span class="global"><i></i>global, p_a(spatial token): <b>{result.global_score:.3f}</b></span>
 <span class="local"><i></i>strongest local evidence: <b>{result.local_score:.3f}</b></span></div>
-<p>{words}</p>{note}<p class="of">{inspection.seconds * 1000:.0f} ms</p></div>"""
+<p>{words}</p>{kinds}{note}<p class="of">{inspection.seconds * 1000:.0f} ms</p></div>"""
 
 
 def sentences(inspection: Inspection, count: int = 4) -> str:
@@ -431,7 +438,7 @@ def build(space: Space) -> gr.Blocks:
                     compare = gr.Button("Compare", variant="primary")
                     with gr.Row():
                         columns = [
-                            gr.Image(label=name, min_width=150, visible=name != "own", buttons=[], **picture)
+                            gr.Image(label=name, min_width=150, visible=name in MODES, buttons=[], **picture)
                             for name in COLUMNS
                         ]
                     gr.HTML(legend())

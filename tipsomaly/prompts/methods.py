@@ -9,11 +9,12 @@ import torch
 from tipsomaly.errors import OptionError, printable
 from tipsomaly.prompts.cops import Cops
 from tipsomaly.prompts.dapo import Dapo
+from tipsomaly.prompts.direct import Direct
 from tipsomaly.prompts.learned import LearnedPrompts
 from tipsomaly.prompts.method import PromptMethod
 from tipsomaly.prompts.prompt_file import PromptFile
 
-METHODS: Mapping[str, type[PromptMethod]] = {method.NAME: method for method in (LearnedPrompts, Dapo, Cops)}
+METHODS: Mapping[str, type[PromptMethod]] = {method.NAME: method for method in (LearnedPrompts, Dapo, Cops, Direct)}
 
 
 def load_prompts(path: str | Path) -> PromptMethod:

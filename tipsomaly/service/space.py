@@ -19,6 +19,7 @@ from tipsomaly.detection.result import Result, joined
 from tipsomaly.errors import ImageError, ModelError
 from tipsomaly.models.hub import resolve
 from tipsomaly.prompts.find import read_prompts, released_prompts
+from tipsomaly.prompts.methods import METHODS
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
 from tipsomaly.service.exports import Comparison, Inspection, Row, jpeg, shown
 from tipsomaly.service.uploads import (
@@ -145,12 +146,12 @@ class Space:
 
 
 def _prompt_sets(name: str) -> dict[str, Pipeline]:
-    """A model with each of its prompt sets, on the same weights."""
+    """A model with each of its prompt sets, on the same weights; those named after another method last."""
     pipeline, folder = Pipeline.from_pretrained(name), resolve(name)
     title = Path(name).name if Path(name).is_dir() else name
     return {
         f"{title} / {label}": pipeline.with_options(prompts=read_prompts(folder, label))
-        for label in sorted(folder.prompt_sets() | released_prompts(folder))
+        for label in sorted(folder.prompt_sets() | released_prompts(folder), key=lambda name: (name in METHODS, name))
     }
 
 
