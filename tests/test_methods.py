@@ -170,6 +170,13 @@ def test_a_pipeline_takes_any_method_by_name(model, pipes, golden):
     assert len({pipe.settings()["prompts"] for pipe in vars(pipes).values()}) == 3
 
 
+def test_other_prompts_bring_their_mode_unless_one_was_chosen(pipes, start):
+    assert pipes.tipsomaly.with_options(prompts=start["dapo"]).mode == "learned"
+    assert pipes.dapo.with_options(prompts=start["tipsomaly"]).mode == "decoupled"
+    assert pipes.tipsomaly.with_options(mode="fixed").with_options(prompts=start["dapo"]).mode == "fixed"
+    assert pipes.tipsomaly.with_options(mode="learned").with_options(prompts=start["tipsomaly"]).mode == "learned"
+
+
 def test_compare_has_a_column_for_each_method_and_encodes_once(pipes, golden, encoded):
     results = pipes.tipsomaly.compare(golden.images[0])
     assert list(results) == ["fixed", "learned", "decoupled", "cops", "dapo"]
@@ -199,6 +206,18 @@ def test_tiles_are_refused_where_a_method_needs_the_whole_picture(pipes):
     with pytest.raises(OptionError, match="cops depend on the whole picture"):
         pipes.cops.with_options(tile=56)
     assert "cops" not in pipes.tipsomaly.with_options(tile=56).compare(np.zeros((60, 60, 3), np.uint8))
+
+
+def test_prompts_know_what_their_patches_are_read_from(golden, start, tmp_path):
+    method = Direct(start["direct"].normal, start["direct"].abnormal, temperature=1, metadata={"readout": "values"})
+    method.save(tmp_path / "p.safetensors")
+    pipe = Pipeline.from_pretrained(golden.folder, prompts=tmp_path / "p.safetensors", image_size=56)
+    assert pipe.options.readout == "values"
+    as_asked = pipe.with_options(readout="tokens")
+    assert not np.allclose(pipe(golden.images[0]).patch_map, as_asked(golden.images[0]).patch_map, atol=1e-4)
+    assert golden.pipe.options.readout == "tokens"
+    with pytest.raises(OptionError, match="unknown readout 'magic': choose tokens, values"):
+        pipe.with_options(readout="magic")
 
 
 # --- Kinds of defects ------------------------------------------------------------------------------------------------

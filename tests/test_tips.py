@@ -96,6 +96,23 @@ def test_layers_are_those_of_transformers_with_the_final_norm(pair):
         ours.vision_encoder.layers(pixels, [99])
 
 
+@torch.inference_mode()
+def test_value_tokens_attend_to_themselves_alone(pair):
+    """By the definition: x + ls1(proj(v)), v the values of norm1(x), then the MLP and the final norm."""
+    ours, theirs = pair
+    pixels, tower = torch.rand(2, 3, 56, 84), theirs.vision_model
+    before = tower(pixels, output_hidden_states=True).hidden_states[-2]
+    last = ours.vision_encoder.blocks[-1]
+    apart = last.attn.qkv(last.norm1(before)).unflatten(-1, (3, last.attn.heads, -1))[:, :, 2].flatten(2)
+    after = before + last.ls1.gamma * last.attn.proj(apart)
+    expected = ours.vision_encoder.norm(after + last.ls2.gamma * last.mlp(last.norm2(after)))
+    [tokens] = ours.vision_encoder.layers(pixels, [-1], readout="values")
+    torch.testing.assert_close(tokens.patches.flatten(1, 2), expected[:, 2:], atol=1e-5, rtol=1e-4)
+    plain = ours.vision_encoder(pixels)
+    assert torch.equal(tokens.spatial, plain.spatial)
+    assert not torch.allclose(tokens.patches, plain.patches, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_half_precision_stays_close(dtype):

@@ -36,6 +36,7 @@ from tipsomaly.cli.options import (
     OverlapOption,
     PromptsFileOption,
     PromptsOption,
+    ReadoutOption,
     ReferenceOption,
     RootArgument,
     Sentences,
@@ -122,6 +123,7 @@ def evaluate(
         ),
     ] = None,
     mode: ModeOption = None,
+    readout: ReadoutOption = None,
     domain: DataDomainOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
@@ -172,7 +174,7 @@ def evaluate(
         print(found.markdown(), end="")
         return
     own_kinds = None if kinds == OF_CLASS else split_kinds(kinds)
-    more = {"kinds": own_kinds, **reference_options(reference, evidence)}
+    more = {"kinds": own_kinds, "readout": readout and readout.value, **reference_options(reference, evidence)}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **more)
     options = {"strategy": strategy and strategy.value, "batch_size": batch_size, "progress": True}
     if methods:
@@ -227,6 +229,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Default: 111, dapo 42, cops 0.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    readout: ReadoutOption = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the features on disk, in float16, for the next run, too.")
     ] = None,
@@ -252,7 +255,8 @@ def train(
     samples, layout_name, _ = read_samples(root, layout, split, classes, Domain.industrial)
     if not any(sample.mask for sample in samples):
         fail(f"{printable(root)}: this data set has no masks, and training needs them", 1)
-    pipe = load_pipeline(model, None, device, dtype, image_size, Domain.industrial, Mode.fixed)
+    read_from = {"readout": readout.value} if readout else {}
+    pipe = load_pipeline(model, None, device, dtype, image_size, Domain.industrial, Mode.fixed, **read_from)
     kind = METHODS[method.value]
     seed = kind.RECIPE.seed if seed is None else seed
     if kind.RECIPE.shuffle:
@@ -271,6 +275,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "image_size": "x".join(map(str, pipe.image_size)),
+        **read_from,
     }
     metadata = {key: str(value) for key, value in metadata.items()}
     temperature = pipe.tips.config.temperature

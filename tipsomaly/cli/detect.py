@@ -28,6 +28,7 @@ from tipsomaly.cli.options import (
     ModeOption,
     OverlapOption,
     PromptsOption,
+    ReadoutOption,
     ReferenceOption,
     SigmaOption,
     SizeOption,
@@ -65,6 +66,7 @@ def detect(
     domain: DomainOption = Domain.industrial,
     mode: ModeOption = None,
     kinds: KindsOption = None,
+    readout: ReadoutOption = None,
     image_size: SizeOption = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict.")
@@ -114,7 +116,7 @@ def detect(
         if compiled or as_json or overwrite or mutual:
             fail("--compile, --json, --overwrite and --mutual are not for --engine ray", 2)
         options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode and mode.value}
-        options["kinds"] = split_kinds(kinds)
+        options |= {"kinds": split_kinds(kinds), "readout": readout and readout.value}
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype.value}
         options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
         options |= reference_options(reference, evidence)
@@ -127,6 +129,7 @@ def detect(
     chosen = choose_formats(formats, folder)
     sources = find_pictures(images)
     more = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
+    more["readout"] = readout and readout.value
     more |= reference_options(reference, evidence)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **more)
     if reference:

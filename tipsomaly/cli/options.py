@@ -23,6 +23,7 @@ from tipsomaly.detection.tiling import SMALLEST
 from tipsomaly.errors import one_line, printable
 from tipsomaly.files import expand
 from tipsomaly.models.device import DTYPES
+from tipsomaly.models.tips import READOUTS
 from tipsomaly.names import clean_class_name, clean_kinds
 from tipsomaly.prompts.methods import METHODS
 from tipsomaly.prompts.prompt_file import prompts_file
@@ -73,6 +74,7 @@ FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".npy", ".parquet", ".png", "
 
 Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
 Mode = Enum("Mode", {name: name for name in MODES}, type=str)
+ReadoutName = Enum("ReadoutName", {name: name for name in READOUTS}, type=str)
 Method = Enum("Method", {name: name for name in METHODS}, type=str)
 Strategy = Enum("Strategy", {name: name for name in STRATEGIES}, type=str)
 Objective = Enum("Objective", {name: name for name in ("local", "global", "both")}, type=str)
@@ -100,6 +102,10 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")
 DTypeOption = Annotated[DType, typer.Option(help="Number format of the vision tower.")]
 ModeOption = Annotated[
     Mode | None, typer.Option(help="Which prompts score; default: decoupled, as in the paper, or the method's own.")
+]
+ReadoutOption = Annotated[
+    ReadoutName | None,
+    typer.Option(help="What patches are read from: the last block's tokens or its values; default: as trained."),
 ]
 KindsOption = Annotated[
     str | None,

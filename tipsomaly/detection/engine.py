@@ -26,14 +26,14 @@ from tipsomaly.detection.tiling import Tiles
 from tipsomaly.detection.views import Picture, Scores, View, Viewer, ahead
 from tipsomaly.errors import ImageError, ModelError, OptionError, one_line, printable
 from tipsomaly.models.device import to_cpu, to_device
-from tipsomaly.models.tips import ImageTokens, LayerTokens, Tips
+from tipsomaly.models.tips import ImageTokens, LayerTokens, Readout, Tips
 
 
 class Engine:
     """A vision tower, and how pictures are given to it."""
 
-    def __init__(self, tips: Tips, viewer: Viewer, sigma: float) -> None:
-        self.tips, self.viewer, self.sigma = tips, viewer, sigma
+    def __init__(self, tips: Tips, viewer: Viewer, sigma: float, readout: Readout = "tokens") -> None:
+        self.tips, self.viewer, self.sigma, self.readout = tips, viewer, sigma, readout
 
     @property
     def device(self) -> torch.device:
@@ -206,11 +206,11 @@ class Engine:
         pixels = to_device(pixels, self.device)
         pixels = pixels if pixels.is_floating_point() else pixels.float() / 255
         if self.device.type != "cpu":
-            return self.tips.vision_encoder.layers(pixels, layers, learned)
+            return self.tips.vision_encoder.layers(pixels, layers, learned, self.readout)
         # What a block of the tower writes should stay in the cache: 2,000 tokens for each thread.
         tokens = pixels.shape[2] * pixels.shape[3] // self.tips.config.vision.patch_size**2
         parts = pixels.split(max(1, 2000 * torch.get_num_threads() // max(tokens, 1)))
-        encoded = [self.tips.vision_encoder.layers(part, layers, learned) for part in parts]
+        encoded = [self.tips.vision_encoder.layers(part, layers, learned, self.readout) for part in parts]
         if len(encoded) == 1:
             return encoded[0]
         return [ImageTokens(*map(torch.cat, zip(*layer, strict=True))) for layer in zip(*encoded, strict=True)]

@@ -80,9 +80,11 @@ class Pipeline(Scorer):
         made, unless they are; normal pictures stay."""
         prompts, calibration = options.pop("prompts", self.prompts), options.pop("calibration", None)
         if prompts is not self.prompts:
+            own = self.prompts is not None and self.mode == self.prompts.MODE  # then it is the other's own as well
             options = {
-                "mode": prompts.MODE if prompts and self.mode != "fixed" else self.mode,
+                "mode": prompts.MODE if prompts and own else self.mode,
                 "kinds": None,
+                "readout": (prompts.metadata if prompts else {}).get("readout", "tokens"),
                 **options,
             }
         known, names = self.reference, ("reference", "evidence", "reference_options")
@@ -99,12 +101,12 @@ class Pipeline(Scorer):
 
     def methods(self) -> dict[str, "Pipeline"]:
         """This pipeline, and one for each other method that the model's folder has prompts of, by the method's name.
-        They share weights. Raises ModelError."""
+        They share weights, and what patches are read from. Raises ModelError."""
         others = self._folder.prompt_sets() if self._folder else ()
         found = {self.method_name: self}
         for name in sorted(others):
             prompts = read_prompts(self._folder, name)
-            if prompts.NAME not in found:
+            if prompts.NAME not in found and prompts.metadata.get("readout", "tokens") == self.options.readout:
                 found[prompts.NAME] = self.with_options(prompts=prompts, mode=prompts.MODE)
         return found
 

@@ -68,9 +68,11 @@ class Scorer:
         size = options.pop("image_size", None) or vision.image_size
         if options.get("mode") is None:
             options["mode"] = prompts.MODE if prompts else "decoupled"
+        if options.get("readout") is None:
+            options["readout"] = (prompts.metadata if prompts else {}).get("readout", "tokens")
         self.options = Settings(size, patch_size=vision.patch_size).but(**options)
         viewer = Viewer(self.image_size, vision.patch_size, self.options.tiling, self.options.keep_aspect)
-        self.engine = Engine(tips, viewer, self.options.sigma)
+        self.engine = Engine(tips, viewer, self.options.sigma, self.options.readout)
         if prompts is None and self.mode != "fixed":
             raise ModelError(no_prompts("this model", self.mode))
         if prompts is not None:

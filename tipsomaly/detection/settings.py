@@ -9,6 +9,7 @@ from tipsomaly.detection.tiling import Tiling
 from tipsomaly.errors import OptionError
 from tipsomaly.files import digest
 from tipsomaly.models.shapes import PATCH
+from tipsomaly.models.tips import READOUTS, Readout
 from tipsomaly.names import clean_kinds
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble, ensemble
 from tipsomaly.prompts.strategy import MODES, Mode
@@ -42,6 +43,8 @@ class Settings:
     """Share of a tile's side that the next one covers too, 0 to 0.75; with tiles 0.25 unless given."""
     keep_aspect: bool = False
     """Resize to about as many patches as `image_size` has, in the picture's own proportions. Ours, not the paper's."""
+    readout: Readout = "tokens"
+    """What patches are read from; `Pipeline` takes that which the prompts were trained with by default."""
     patch_size: int = field(default=PATCH, repr=False)
     """Of the backbone, in pixels."""
 
@@ -52,6 +55,8 @@ class Settings:
             object.__setattr__(self, "kinds", clean_kinds(self.kinds))
         if self.mode not in MODES:
             raise OptionError(f"unknown mode {self.mode!r}: choose {', '.join(MODES)}")
+        if self.readout not in READOUTS:
+            raise OptionError(f"unknown readout {self.readout!r}: choose {', '.join(READOUTS)}")
         if not isinstance(self.sigma, int | float) or not 0 <= self.sigma < 1000:
             raise OptionError(f"sigma must be a number of pixels from 0 to below 1000, not {self.sigma}")
         if self.tile is None and self.overlap is not None:
@@ -102,6 +107,7 @@ class Settings:
             "sigma": float(self.sigma),
             "tiling": tiling and [tiling.tile, tiling.overlap],
             "keep_aspect": self.keep_aspect,
+            "readout": self.readout,
         }
 
 

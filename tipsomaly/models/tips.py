@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,12 @@ class ImageTokens(NamedTuple):
     """(B, D) the spatial token g_s (the register token)."""
     patches: Tensor
     """(B, h, w, D) the patch tokens, h = H / 14 and w = W / 14."""
+
+
+Readout = Literal["tokens", "values"]
+READOUTS: tuple[Readout, ...] = ("tokens", "values")
+"""Patch tokens as the last block makes them; or its value tokens, as MaskCLIP (Zhou et al., ECCV 2022) and the authors
+of TIPS take them for segmentation: there each token attends to itself alone. Global tokens are always the former."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +89,16 @@ class VisionTower(nn.Module):
         """Encode (B, 3, H, W) pixels in [0, 1]; H and W are multiples of the patch size."""
         return self.layers(pixels, [self.config.depth - 1])[0]
 
-    def layers(self, pixels: Tensor, indices: Sequence[int], learned: LayerTokens | None = None) -> list[ImageTokens]:
+    def layers(
+        self,
+        pixels: Tensor,
+        indices: Sequence[int],
+        learned: LayerTokens | None = None,
+        readout: Readout = "tokens",
+    ) -> list[ImageTokens]:
         """The tokens after each of the blocks `indices` (0-based, negative from the end), final norm applied, in the
         order asked for. One pass through the tower serves them all (the paper's table 7 compares layers). `learned`
-        tokens stand between the global tokens and the patches."""
+        tokens stand between the global tokens and the patches. What the patches are read from: see `Readout`."""
         depth = self.config.depth
         bad = [i for i in indices if not -depth <= i < depth]
         if bad or not indices:
@@ -95,10 +107,12 @@ class VisionTower(nn.Module):
         x, (h, w) = self._embed(pixels)
         kept: dict[int, ImageTokens] = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = block(learned.before(i, x, at=2) if learned else x)
+            given = learned.before(i, x, at=2) if learned else x
+            x = block(given)
             if i in wanted:
                 tokens = self.norm(x)
-                kept[i] = ImageTokens(tokens[:, 0], tokens[:, 1], tokens[:, -h * w :].unflatten(1, (h, w)))
+                patches = tokens if readout == "tokens" else self.norm(block.values(given))
+                kept[i] = ImageTokens(tokens[:, 0], tokens[:, 1], patches[:, -h * w :].unflatten(1, (h, w)))
         return [kept[i] for i in wanted]
 
     def _embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -141,6 +155,11 @@ class _VisionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.ls1(x, self.attn(self.norm1(x)))
+        return self.ls2(x, self.mlp(self.norm2(x)))
+
+    def values(self, x: Tensor) -> Tensor:
+        """What the block makes of tokens that attend to themselves alone."""
+        x = self.ls1(x, self.attn.proj(self.attn.qkv(self.norm1(x)).chunk(3, dim=-1)[2]))
         return self.ls2(x, self.mlp(self.norm2(x)))
 
 

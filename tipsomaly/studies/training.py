@@ -24,7 +24,7 @@ from tipsomaly.data.samples import Sample, states
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import TrainingError
 from tipsomaly.files import digest, sha256, to_json, write_atomically
-from tipsomaly.models.tips import ImageTokens, LayerTokens, Tips, VisionTower
+from tipsomaly.models.tips import ImageTokens, LayerTokens, Readout, Tips, VisionTower
 from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.prompts.method import PromptMethod, TextEncoder, TrainingBatch
 from tipsomaly.prompts.prompt_file import prompts_file
@@ -42,10 +42,11 @@ class PixelBatch:
     masks: Tensor
     labels: Tensor
     kinds: tuple[str, ...]
+    readout: Readout = "tokens"
 
     def encoded(self, tower: VisionTower, learned: LayerTokens | None) -> TrainingBatch:
         """Their tokens; gradients flow to the learned ones."""
-        [tokens] = tower.layers(self.pixels.float() / 255, [-1], learned)
+        [tokens] = tower.layers(self.pixels.float() / 255, [-1], learned, self.readout)
         return TrainingBatch(tokens, self.masks, self.labels, self.kinds)
 
 
@@ -71,7 +72,8 @@ def read_samples(pipeline: Pipeline, samples: Sequence[Sample], batch_size: int 
         done += batch_size
         masks = torch.stack([torch.from_numpy(load_mask(sample, pipeline.image_size)).float() for sample in batch])
         labels = torch.tensor([sample.label for sample in batch], device=pipeline.device)
-        yield PixelBatch(pixels, masks.to(pipeline.device), labels, tuple(map(kind, batch)))
+        kinds = tuple(map(kind, batch))
+        yield PixelBatch(pixels, masks.to(pipeline.device), labels, kinds, pipeline.options.readout)
 
 
 class Trainer:
@@ -196,9 +198,14 @@ class Features(Sequence[TrainingBatch]):
         patch, dim = pipeline.tips.config.vision.patch_size, pipeline.tips.config.vision.dim
         tokens = 2 + (height // patch) * (width // patch)
         self.nbytes = len(samples) * (tokens * dim * self._dtype.itemsize + height * width)
-        settings = pipeline.settings()
+        settings = [pipeline.settings()[name] for name in ("dtype", "model", "image_size", "readout")]
         self.key = digest(
-            ["features-v2", [settings[k] for k in ("dtype", "model", "image_size")], batch_size, states(samples)]
+            [
+                "features-v2",
+                settings,
+                batch_size,
+                states(samples),
+            ]
         )
         self._folder = Path(cache) / self.key[:16] if cache else None
         if progress:
@@ -254,9 +261,14 @@ class Pixels(Sequence[PixelBatch]):
 
     def __init__(self, pipeline: Pipeline, samples: Sequence[Sample], batch_size: int = 8) -> None:
         self._pipeline, self._samples, self._batch_size = pipeline, samples, batch_size
-        settings = pipeline.settings()
+        settings = [pipeline.settings()[name] for name in ("dtype", "model", "image_size", "readout")]
         self.key = digest(
-            ["pixels-v1", [settings[k] for k in ("dtype", "model", "image_size")], batch_size, states(samples)]
+            [
+                "pixels-v1",
+                settings,
+                batch_size,
+                states(samples),
+            ]
         )
 
     def __len__(self) -> int:
