@@ -18,7 +18,12 @@ PAIRS = list(zip(ENTRIES[::2], ENTRIES[1::2], strict=True))  # the good one, the
 
 
 @pytest.mark.parametrize(
-    "script, row", [("evaluate_folder", "| **mean** "), ("train_and_test", "| decoupled, as trained ")]
+    "script, row",
+    [
+        ("evaluate_folder", "| **mean** "),
+        ("train_and_test", "| decoupled, as trained "),
+        ("normal_pictures", "image_auroc, in percent, after as many normal pictures"),
+    ],
 )
 def test_the_scripts_run(tmp_path, script, row):
     command = [sys.executable, EXAMPLES / f"{script}.py"]

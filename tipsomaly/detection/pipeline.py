@@ -203,22 +203,22 @@ class Pipeline(Scorer):
         self, image: ImageSource, class_name: str = "object", own: PromptEnsemble | None = None
     ) -> dict[str, Result]:
         """The decoupled-prompt ablation (table 2a) on one picture, encoded once: the result under each of the modes
-        "fixed", "learned" and "decoupled", under "own", fixed prompts of your own, when they are given, and under each
-        other method that the model's folder has prompts of, "dapo" and "cops"."""
+        "fixed", "learned" and "decoupled", under "own", fixed prompts of your own, when they are given, under
+        each other method that the model's folder has prompts of, "dapo" and "cops", and with a reference under
+        "memory", of the normal pictures alone, and "both"."""
         prompts = self.prompts or (self._folder and default_prompts(self._folder, self.options.domain))
         if prompts is None:
             raise ModelError("a comparison needs learned prompts and this model has none")
         (name, note), known = self.checked_class(class_name), self.calibration
+        alone = self.with_options(reference=None)
         columns = {
-            mode: self.with_options(
-                prompts=prompts, mode=mode, reference=None, calibration=known if mode == self.mode else None
-            )
+            mode: alone.with_options(prompts=prompts, mode=mode, calibration=known if mode == self.mode else None)
             for mode in MODES
         }
         if own is not None:
-            columns["own"] = self.with_options(domain=own, mode="fixed", reference=None)
+            columns["own"] = alone.with_options(domain=own, mode="fixed")
         if not self.options.tile:
-            columns |= {method: pipe for method, pipe in self.methods().items() if method != prompts.NAME}
+            columns |= {method: pipe for method, pipe in alone.methods().items() if method != prompts.NAME}
         if found := self.references(name):
             remembered: tuple[Use, ...] = ("memory", "both")
             columns |= {use: self.with_options(reference=found.using(use)) for use in remembered}

@@ -201,7 +201,7 @@ class Scorer:
         return fit(
             normals,
             options,
-            class_name=clean_class_name(class_name),
+            class_name=self._known(class_name),
             settings=settings,
             image_score=self.image_score,
             **own,
