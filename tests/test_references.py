@@ -195,6 +195,9 @@ def test_more_tokens_than_the_limit_are_a_coreset(numbers):
     held = torch.cat([everything[:180][first], everything[180:]])
     torch.testing.assert_close(found.memory.tokens, held[coreset(held, 40)])
     assert found.nbytes == 40 * 8 * 4
+    assert ReferenceOptions().of_tower(24).layers == (-9, -1)
+    assert ReferenceOptions().of_tower(6).layers == (-3, -1) and ReferenceOptions().of_tower(3).layers == (-1,)
+    assert ReferenceOptions(layers=(2,)).of_tower(24).layers == (2,)
 
 
 def test_verdicts_promise_what_so_few_pictures_can(numbers):

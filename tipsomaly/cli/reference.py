@@ -30,7 +30,7 @@ from tipsomaly.cli.options import (
 )
 from tipsomaly.detection.memory import KINDS
 from tipsomaly.detection.reference_detector import MAX_NORMALS
-from tipsomaly.detection.references import LIMIT, RULES, ReferenceOptions
+from tipsomaly.detection.references import RULES, ReferenceOptions
 from tipsomaly.detection.scoring import SIGMA
 
 Memory = Enum("Memory", {name: name for name in KINDS}, type=str)
@@ -50,12 +50,14 @@ def reference(
     ] = Memory.neighbours,
     layer: Annotated[
         list[int] | None,
-        typer.Option(help="Block of the vision tower that is remembered; may be repeated; default: the last, -1."),
+        typer.Option(help="Block of the tower to remember; may be repeated; default: two thirds up, and the last."),
     ] = None,
     turns: Annotated[
         bool, typer.Option("--turns", help="Also remember quarter turns and flips of the pictures.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Patches that are remembered at most; of more a coreset.")] = LIMIT,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Patches that are remembered at most; of more a coreset; default: 16384.")
+    ] = None,
     target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
     rule: Annotated[
         Rule, typer.Option(help="Of thresholds. percentile: --factor times the 95th percentile of normal scores.")
@@ -81,7 +83,7 @@ def reference(
     if output.suffix != ".safetensors":
         fail(f"{output}: a file of references ends in .safetensors", 2)
     options = ReferenceOptions(
-        memory.value, tuple(layer) if layer else (-1,), turns, limit, target_fpr, rule.value, factor
+        memory.value, tuple(layer) if layer else None, turns, limit, target_fpr, rule.value, factor
     )
     tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     images = find_pictures(normals)

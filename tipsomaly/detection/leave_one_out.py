@@ -1,6 +1,7 @@
 """What a few normal pictures say, each left out in turn: the memory, how far normal patches are from it, thresholds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import PixelCounts
 from tipsomaly.detection.combination import USES, Use, combine, logit, scales_of
 from tipsomaly.detection.memory import MEMORIES, Memory, Neighbours, Subspace, coreset, nearest
-from tipsomaly.detection.references import ReferenceOptions, References
+from tipsomaly.detection.references import LIMIT, NUMBERS, ReferenceOptions, References
 from tipsomaly.errors import OptionError
 
 ALONE = 0.6
@@ -56,6 +57,7 @@ def fit(
     are made at the size that the model saw, those of tiles one by one; `image_score` is
     how they are scored. The tokens' device does the work."""
     options = options or ReferenceOptions()
+    options = replace(options, layers=options.blocks)
     if not normals:
         raise OptionError("references are normal pictures: give at least one")
     make = MEMORIES[options.kind]
@@ -103,8 +105,9 @@ def _quadrants(height: int, width: int) -> Tensor:
     return rows[:, None] * 2 + columns
 
 
-def _remembered(normals: Sequence[Normal], limit: int) -> tuple[Tensor, Tensor]:
+def _remembered(normals: Sequence[Normal], limit: int | None) -> tuple[Tensor, Tensor]:
     """All tokens (M, D), or a coreset of `limit`, and whose each is: a picture's, of a single picture a quarter's."""
+    limit = limit or max(1, min(LIMIT, NUMBERS // normals[0].tokens[0].shape[-1]))
     tokens, owners = [], []
     for i, normal in enumerate(normals):
         for number, view in (*((0, view) for view in normal.tokens), *normal.turned):

@@ -52,7 +52,7 @@ class ReferenceDetector:
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks whose patch tokens it compares with the memory."""
-        return () if self.references.use == "prompts" else self.references.options.layers
+        return () if self.references.use == "prompts" else self.references.options.blocks
 
     def score(self, tokens: ImageTokens, *layers: Tensor) -> Evidence:
         """The evidence of a batch; `layers` (B, h, w, D) are the patch tokens of the blocks `layers`."""
@@ -145,7 +145,7 @@ def observe(
     """What the model says of normal pictures, in order, with tokens on its device. Raises ImageError, naming the
     picture, for one that cannot be used, and OptionError for blocks that the tower has not."""
     depth = engine.tips.config.vision.depth
-    if bad := [layer for layer in options.layers if not -depth <= layer < depth]:
+    if bad := [layer for layer in options.blocks if not -depth <= layer < depth]:
         raise OptionError(f"the tower has blocks {-depth} to {depth - 1}, not {bad[0]}")
     views = engine.viewer.views(images, batch_size)
     begun: list[_Seen] = []
@@ -179,7 +179,7 @@ def _see(
     for members in groups.values():
         pixels = torch.stack([batch[i].pixels for i in members])
         for number in range(TURNS if options.turns else 1):
-            last, *layers = engine.encode_layers(turn(pixels, number), [-1, *options.layers], prompts.image_tokens)
+            last, *layers = engine.encode_layers(turn(pixels, number), [-1, *options.blocks], prompts.image_tokens)
             tokens = unit_tokens([layer.patches for layer in layers])
             if number == 0:
                 said = prompts.score(last)

@@ -187,7 +187,8 @@ class Scorer:
         """Remember normal pictures of a class, of more than MAX_NORMALS as many evenly spread ones, for `reference=`.
 
         Raises ImageError, naming the picture, for one that cannot be used."""
-        options, name = options or ReferenceOptions(), self._known(class_name)
+        options = (options or ReferenceOptions()).of_tower(self.tips.config.vision.depth)
+        name = self._known(class_name)
         if len(images) > MAX_NORMALS:
             images = [images[i * len(images) // MAX_NORMALS] for i in range(MAX_NORMALS)]
         return self.fit_references(

@@ -107,7 +107,7 @@ def evaluate_shots(
     the first pictures of a shuffled order, so that fewer are among more.
 
     Raises OptionError for impossible numbers, DatasetError for a class with too few normal pictures."""
-    options = options or ReferenceOptions()
+    options = (options or ReferenceOptions()).of_tower(pipeline.tips.config.vision.depth)
     shots = sorted(set(shots))
     if not shots or shots[0] < 1 or seeds < 1:
         raise OptionError("shots and seeds are numbers of at least 1")
