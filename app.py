@@ -551,7 +551,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--calibration",
         nargs="*",
         default=environment("TIPSOMALY_CALIBRATION", "").split(),
-        help="files of `tipsomaly calibrate`, for verdicts; or TIPSOMALY_CALIBRATION",
+        help="files of `tipsomaly calibrate` or `reference`, for verdicts; or TIPSOMALY_CALIBRATION",
     )
     parser.add_argument("--host", default=environment("GRADIO_SERVER_NAME", "127.0.0.1"), help="[%(default)s]")
     parser.add_argument("--port", type=int, default=environment("GRADIO_SERVER_PORT", "7860"), help="[%(default)s]")

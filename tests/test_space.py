@@ -205,6 +205,16 @@ def test_names_in_tables_and_archives_do_no_harm(inspection, tmp_path):
     assert zipfile.ZipFile(tmp_path / "overlays.zip").namelist() == ["001-_HYPERLINK_x_.png", "002-_b_.png"]
 
 
+def test_normal_pictures_give_verdicts_too(tmp_path):
+    pipe = Pipeline.from_pretrained()
+    pipe.make_references([PICTURE], "zipper").save(tmp_path / "zipper.safetensors")
+    service = Space(calibrations=[tmp_path / "zipper.safetensors"])
+    label = NANO
+    result = service.inspect(PICTURE, "zipper", "industrial", label).result
+    assert result.evidence == "both" and result.is_anomalous is False
+    assert service.inspect(PICTURE, "nut", "industrial", label).result.evidence == "prompts"
+
+
 def test_calibrations_give_verdicts_where_they_fit(tmp_path):
     settings = Pipeline.from_pretrained().settings()
     Calibration(0.5, 0.4, "zipper", 0.01, 10, settings).save(tmp_path / "zipper.json")

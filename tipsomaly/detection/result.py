@@ -113,7 +113,7 @@ class Result:
     def p_value(self) -> float | None:
         """The probability that a normal picture has at least this score, in [1 / (n + 1), 1] after n normal pictures;
         None without them."""
-        return self.references and self.references.p_value(self.score)
+        return self.references.p_value(self.score) if self.references else None
 
     @property
     def strategies(self) -> dict[str, float]:
@@ -178,7 +178,7 @@ class Result:
 
     def record(self) -> dict[str, Any]:
         """What a line of `results.jsonl` says of a picture, less its name and its files."""
-        record = {
+        record: dict[str, Any] = {
             "score": self.score,
             "global_score": self.global_score,
             "local_score": self.local_score,

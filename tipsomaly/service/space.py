@@ -15,6 +15,7 @@ from PIL import Image
 from tipsomaly.data.images import load_image
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.detection.references import References
 from tipsomaly.detection.result import Result, joined
 from tipsomaly.errors import ImageError, ModelError
 from tipsomaly.models.hub import resolve
@@ -43,7 +44,8 @@ class Space:
 
     def __init__(self, models: Sequence[str] = ("nano",), calibrations: Sequence[str | Path] = ()) -> None:
         """`models` are names as for `Pipeline.from_pretrained`, the default first; with each goes every prompt set that
-        it has. `calibrations` are files of `tipsomaly calibrate`, used wherever they fit. Raises ModelError."""
+        it has. `calibrations` are files of `tipsomaly calibrate`, or of `tipsomaly reference` (.safetensors), used
+        wherever they fit. Raises ModelError."""
         gpu = _zero_gpu()  # before anything is put on a GPU
         self._pipelines: dict[tuple[str, str], Pipeline] = {}
         self._calibrated: dict[tuple[str, str, str], Pipeline] = {}
@@ -51,7 +53,8 @@ class Space:
             for label, pipeline in _prompt_sets(name).items():
                 for domain in ENSEMBLES:
                     self._pipelines[label, domain] = pipeline.with_options(domain=domain)
-        for calibration in map(Calibration.load, calibrations):
+        for path in map(Path, calibrations):
+            calibration = References.load(path) if path.suffix == ".safetensors" else Calibration.load(path)
             if not self._calibrate(calibration):
                 raise ModelError(f"no model on offer fits the calibration of {calibration.class_name!r}")
         self._score, self._compare, self._stream = gpu(self._score), gpu(self._compare), gpu(self._stream)
@@ -132,12 +135,13 @@ class Space:
         plain = self._pipelines[model, domain]
         return self._calibrated.get((model, domain, class_name), plain)
 
-    def _calibrate(self, calibration: Calibration) -> bool:
+    def _calibrate(self, calibration: Calibration | References) -> bool:
+        option = "reference" if isinstance(calibration, References) else "calibration"
         fits = False
         for (model, domain), pipeline in self._pipelines.items():
             if domain == calibration.settings.get("domain"):
                 try:
-                    calibrated = pipeline.with_options(calibration=calibration)
+                    calibrated = pipeline.with_options(**{option: calibration})
                 except ModelError:
                     continue
                 self._calibrated[model, domain, calibration.class_name] = calibrated
