@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,8 +11,10 @@ from hub.nano.canvas import Canvas
 from hub.nano.defects import DEFECTS, apply
 from hub.nano.photo import photograph
 from hub.nano.surfaces import HELD_OUT, SURFACES
+from hub.nano.words import nouns
 from tipsomaly import Pipeline
 from tipsomaly.models.hub import BUNDLED
+from tipsomaly.names import clean_class_name
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,14 @@ def test_transformers_opens_it_with_the_same_outputs(nano):
 def test_it_knows_the_words_of_the_prompts(nano):
     for word in ("flawless", "damaged", "defect", "scratched", "bottle", "transistor"):
         assert nano.tokenizer([word])[1].sum() <= 2, word
+
+
+def test_it_says_which_words_it_does_not_know(nano):
+    assert all(not nano.tokenizer.unknown(clean_class_name(noun)) for noun in nouns())
+    grey = np.full((60, 60), 128, np.uint8)
+    found = nano(grey, "螺丝")
+    assert found.note == "nano does not know the word 螺丝: taken for 'object'"
+    assert found.score == nano(grey).score
 
 
 def test_it_answers_to_the_words(nano):
@@ -106,6 +117,9 @@ def test_validation_sees_what_nano_can(nano, monkeypatch):
     trained = train.validate(model, nano.tokenizer, drawn)
     assert trained.patch > 0.75 > untrained.patch + 0.1
     assert trained.image > untrained.image + 0.05
+    # The pattern of table 2a: fixed prompts collapse on patches, learned ones are worse for the image.
+    assert trained.patch_fixed < trained.patch - 0.2
+    assert trained.image_free < trained.image
 
 
 @pytest.fixture
@@ -120,7 +134,16 @@ def small_batches(monkeypatch):
 
 def test_training_resumes_where_it_stopped(tmp_path, small_batches, capsys):
     """Three steps, then three more, end like six at once."""
-    options = {"dim": 64, "seed": 1, "device": "cpu", "workers": 0, "start": None, "threads": 2, "photographs": None}
+    options = {
+        "dim": 64,
+        "seed": 1,
+        "device": "cpu",
+        "workers": 0,
+        "start": None,
+        "threads": 2,
+        "photographs": None,
+        "teacher": None,
+    }
     train.train(tmp_path / "whole", steps=6, minutes=0, **options)
     [validation] = [line for line in capsys.readouterr().out.splitlines() if "validation" in line]
     with pytest.MonkeyPatch.context() as patch:

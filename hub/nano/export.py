@@ -1,6 +1,7 @@
-"""A finished run to a model folder: `python -m hub.nano.export RUN tipsomaly/nano --industrial DATA --medical DATA`.
+"""A finished run to a model folder: `python -m hub.nano.export RUN tipsomaly/nano --photographs DIR`.
 
-Takes the averaged weights and learns prompts by the paper's procedure on drawn data in MVTec's layout (see render.py).
+Takes the averaged weights, and learns prompts by the paper's procedure on pictures of other seeds than training's: as
+many as VisA has (2,162), which is what the paper's own prompts were learned on.
 """
 
 import argparse
@@ -8,23 +9,30 @@ import math
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from tipsomaly import LearnedPrompts, Pipeline
-from tipsomaly.data.layouts import read_dataset
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.folder import write_configs, write_words
+from tipsomaly.models.tips import ImageTokens
 from tipsomaly.models.tokenizer import Tokenizer
-from tipsomaly.studies.training import encode_samples, train_prompts
+from tipsomaly.prompts.method import TrainingBatch
+from tipsomaly.studies.training import train_prompts
 
+from .photographs import Photographs
+from .pictures import TRAINING_FAMILIES, draw_batch
+from .render import FIRST_SEED
+from .surfaces import SURFACES
 from .words import words
 
-NOT_KEPT = ("log_temperature", "free")
+NOT_KEPT = ("log_temperature", "free", "heads.")
+LEARN_ON = 2160  # pictures
 
 
 def export(run: Path, out: Path, image_size: int) -> None:
     state = load_file(run / "average.safetensors")
     temperature = max(math.exp(state["log_temperature"].item()), 0.01)
-    state = {name: value for name, value in state.items() if name not in NOT_KEPT}
+    state = {name: value for name, value in state.items() if not name.startswith(NOT_KEPT)}
     dim = state["vision_encoder.cls_token"].shape[-1]
     depths = [
         1 + max(int(name.split(part)[1].split(".")[0]) for name in state if part in name)
@@ -43,32 +51,37 @@ def export(run: Path, out: Path, image_size: int) -> None:
     write_words(out, words())
 
 
-def learn(out: Path, domain: str, data: Path, epochs: int, seed: int) -> None:
-    """The training of the paper (section 2.5) on nano: local loss, 8 vectors, Adam at 1e-3, towers frozen."""
-    pipe = Pipeline.from_pretrained(out, mode="fixed")
-    samples = read_dataset(data, "mvtec")
-    batches = list(encode_samples(pipe, samples))
-    metadata = {"name": domain, "backbone": "nano", "trained_on": "drawn surfaces", "seed": str(seed)}
+def learn(out: Path, domain: str, photographs: Path | None, size: int, epochs: int, seed: int) -> None:
+    """The training of the paper (section 2.5) on nano: local loss, 8 vectors, Adam at 1e-3, towers frozen; on drawn
+    pictures of the domain's families, every other industrial batch of photographs."""
+    pipe = Pipeline.from_pretrained(out, mode="fixed", image_size=size)
+    families = [name for name in TRAINING_FAMILIES if SURFACES[name].domain == domain]
+    taken = Photographs(photographs) if photographs and domain == "industrial" else None
+    batches = []
+    for number in tqdm(range(LEARN_ON // 8), unit="batch", disable=None):
+        drawn = (FIRST_SEED + 5_000_000 + number, 8, pipe.image_size[0])
+        batch = taken.draw_batch(*drawn, groups=4) if taken and number % 2 else draw_batch(*drawn, families, groups=4)
+        tokens = ImageTokens(*(token.clone() for token in pipe.encode(batch.images)))  # autograd takes these
+        batches.append(TrainingBatch(tokens, (batch.masks[:, 0] > 0.5).float(), (batch.kind >= 0).long()))
+    trained_on = "drawn surfaces and photographs with drawn defects" if taken else "drawn surfaces"
+    metadata = {"name": domain, "backbone": "nano", "trained_on": trained_on, "seed": str(seed)}
     start = LearnedPrompts.start(pipe.tips.config, seed=seed, ensemble=domain, metadata=metadata)
     for prompts, history in train_prompts(pipe.tips, pipe.tokenizer, batches, start, epochs=epochs):
         mean = sum(parts["total"] for parts in history) / len(history)
-        print(
-            f"{domain}: epoch {prompts.metadata['epochs']}, {len(samples)} pictures, local loss {mean:.4f}", flush=True
-        )
+        print(f"{domain}: epoch {prompts.metadata['epochs']}, {LEARN_ON} pictures, local loss {mean:.4f}", flush=True)
     prompts.save(out / "prompts" / f"{domain}.safetensors")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run of train.py")
+    parser.add_argument("run", type=Path, help="folder of a run of hub.nano.train")
     parser.add_argument("out", type=Path, help="the model folder to write")
     parser.add_argument("--image-size", type=int, default=448, help="default input side in pixels")
-    parser.add_argument("--industrial", type=Path, help="drawn data to learn the industrial prompts on")
-    parser.add_argument("--medical", type=Path, help="drawn data to learn the medical prompts on")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--learn-size", type=int, default=224, help="input side in pixels at which prompts are learned")
+    parser.add_argument("--photographs", type=Path, help="folder of photographs to learn on, beside drawn pictures")
+    parser.add_argument("--epochs", type=int, default=10, help="the paper has 2, on a far larger model")
     parser.add_argument("--seed", type=int, default=111)
     args = parser.parse_args()
     export(args.run, args.out, args.image_size)
     for domain in ("industrial", "medical"):
-        if data := getattr(args, domain):
-            learn(args.out, domain, data, args.epochs, args.seed)
+        learn(args.out, domain, args.photographs, args.learn_size, args.epochs, args.seed)

@@ -42,6 +42,7 @@ from .photographs import Photographs
 from .pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
 from .render import FIRST_SEED
 from .surfaces import HELD_OUT, SURFACES
+from .teacher import Teacher
 from .words import Sentences, train_tokenizer
 
 IMAGE_SIZE, GROUPS = 224, 8
@@ -142,7 +143,9 @@ def embed(model: Tips, tokenizer: Tokenizer, sentences: list[str]) -> Tensor:
     return F.normalize(model.text_encoder(ids[:, :length].to(device), valid[:, :length].to(device)), dim=-1)
 
 
-def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) -> dict[str, Tensor]:
+def losses(
+    model: Tips, tokenizer: Tokenizer, teacher: Teacher | None, batch: Batch, words: Sentences
+) -> dict[str, Tensor]:
     device = model.log_temperature.device
     images, masks, kind = batch.images.to(device), batch.masks.to(device), batch.kind.to(device)
     pairs = [words.pair(family) for family in batch.family]
@@ -175,10 +178,11 @@ def losses(model: Tips, tokenizer: Tokenizer, batch: Batch, words: Sentences) ->
     what = F.cross_entropy(named @ kinds.T / 0.07, kind[defective]) if len(named) else spatial.sum() * 0
     family = torch.arange(groups, device=device).repeat_interleave(len(images) // groups)
     where = F.cross_entropy(object_ @ captions.T / 0.07, family)
-    return {"local": bce, "dice": dice.mean(), "largest": largest, "image": image, "kind": what, "surface": where}
+    found = {"local": bce, "dice": dice.mean(), "largest": largest, "image": image, "kind": what, "surface": where}
+    return found | ({"taught": teacher.loss(images, tokens, model.heads)} if teacher else {})
 
 
-WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 0.5, "image": 1.0, "kind": 0.1, "surface": 0.05}
+WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 0.5, "image": 1.0, "kind": 0.1, "surface": 0.05, "taught": 0.5}
 
 
 def draw_validation() -> list[Batch]:
@@ -235,10 +239,15 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 
 def gradients(
-    model: Tips, tokenizer: Tokenizer, parameters: list[nn.Parameter], batch: Batch, words: Sentences
+    model: Tips,
+    tokenizer: Tokenizer,
+    teacher: Teacher | None,
+    parameters: list[nn.Parameter],
+    batch: Batch,
+    words: Sentences,
 ) -> tuple[dict[str, float], tuple[Tensor, ...]]:
     """The losses, and the gradients of their weighted sum."""
-    parts = losses(model, tokenizer, batch, words)
+    parts = losses(model, tokenizer, teacher, batch, words)
     total = sum(WEIGHTS[name] * value for name, value in parts.items())
     slopes = torch.autograd.grad(total, parameters)
     return {name: value.item() for name, value in parts.items()}, slopes
@@ -255,6 +264,7 @@ def train(
     start: Path | None,
     threads: int,
     photographs: Path | None,
+    teacher: Path | None,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -263,7 +273,11 @@ def train(
         (out / "tokenizer.model").write_bytes((start / "tokenizer.model").read_bytes() if start else train_tokenizer())
     tokenizer = Tokenizer(out / "tokenizer.model")
     model = build(tokenizer, dim)
-    whiten(model, torch.cat([draw_batch(seed + i, 64, 112, TRAINING_FAMILIES).images for i in range(WHITENED)]))
+    drawn = torch.cat([draw_batch(seed + i, 64, 112, TRAINING_FAMILIES).images for i in range(WHITENED)])
+    whiten(model, drawn)
+    taught_by = Teacher(teacher, drawn, device) if teacher else None
+    if taught_by:
+        model.heads = taught_by.heads(dim)
     if start:
         model.load_state_dict(load_file(start / "model.safetensors"), strict=False)  # free vectors start anew
     model = model.to(device)
@@ -281,7 +295,7 @@ def train(
     photographed = Photographs(photographs, device=drawn_on) if photographs else None
     surfaces = SURFACES | (photographed.families if photographed else {})
     words = [Sentences(random.Random(), surfaces) for _ in range(parts)]
-    slopes = partial(gradients, model, tokenizer, list(trained.values()))
+    slopes = partial(gradients, model, tokenizer, taught_by, list(trained.values()))
     loader = DataLoader(
         Batches(seed, steps, step, drawn_on, photographed),
         batch_size=None,
@@ -307,7 +321,7 @@ def train(
             keep = min(AVERAGING, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
         seen += len(batch.images)
-        for name in WEIGHTS:
+        for name in values[0]:
             shown[name] = shown.get(name, 0.0) + sum(value[name] for value in values) / parts
         if step % 50 == 0 or step == steps:
             rate = seen / (time.time() - started)
@@ -373,5 +387,6 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=Path, help="model folder to start from, instead of from scratch")
     parser.add_argument("--threads", type=int, default=2, help="parts of a batch on a CPU, a thread each: 1 or 2")
     parser.add_argument("--photographs", type=Path, help="folder of photographs to compose defects on, too")
+    parser.add_argument("--teacher", type=Path, help="model folder whose tokens are targets, too")
     args = parser.parse_args()
     train(**vars(args))
