@@ -67,7 +67,7 @@ def test_an_inspection_shows_score_parts_and_sentences(demo, result):
 def test_what_a_visitor_writes_is_no_html(demo):
     _, card, _, _, sentences, *_ = demo.inspect(PICTURE, "<img src=x onerror=alert(1)>", *SETTINGS[1:], 0.5, False)
     assert "<img" not in card + sentences
-    assert "&lt;img src=x onerror=alert(1)&gt;" in card
+    assert "&lt;img, src=x, onerror=alert(1)&gt;" in card  # among the words that nano does not know
 
 
 def test_another_threshold_redraws_without_the_model(demo, result, monkeypatch):
