@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -126,6 +127,7 @@ class Detectors:
 
     def __init__(self, tips: Tips, tokenizer: Tokenizer) -> None:
         self._tips, self._encode = tips, TextEncoder(tips.text_encoder, tokenizer)
+        self.sets: dict[Path, PromptMethod] = {}  # prompt sets of the model's folder that were asked for
         self._prototypes = lru_cache(maxsize=1024)(self._compute)
         self.sentences = lru_cache(maxsize=64)(self._sentences)
 

@@ -102,10 +102,11 @@ class Pipeline(Scorer):
     def methods(self) -> dict[str, "Pipeline"]:
         """This pipeline, and one for each other method that the model's folder has prompts of, by the method's name.
         They share weights, and what patches are read from. Raises ModelError."""
-        others = self._folder.prompt_sets() if self._folder else ()
-        found = {self.method_name: self}
-        for name in sorted(others):
-            prompts = read_prompts(self._folder, name)
+        found, sets = {self.method_name: self}, self._detectors.sets
+        for name, path in sorted(self._folder.prompt_sets().items() if self._folder else ()):
+            if path not in sets:
+                sets[path] = read_prompts(self._folder, name)
+            prompts = sets[path]
             if prompts.NAME not in found and prompts.metadata.get("readout", "tokens") == self.options.readout:
                 found[prompts.NAME] = self.with_options(prompts=prompts, mode=prompts.MODE)
         return found
