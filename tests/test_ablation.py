@@ -11,11 +11,12 @@ from sklearn.metrics import roc_auc_score
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.detection.scoring import anomaly_probability
 from tipsomaly.errors import ModelError
+from tipsomaly.prompts.cops import Cops
 from tipsomaly.prompts.learned import LearnedPrompts
-from tipsomaly.studies import ablation
+from tipsomaly.studies import ablation, ablation_methods
 from tipsomaly.studies.evaluation import Variant, evaluate, score_class
 from tipsomaly.studies.paper import published
-from tipsomaly.studies.training import Features, train_prompts
+from tipsomaly.studies.training import Features, shuffled, train_prompts
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,53 @@ def test_the_command(golden, drawn, tmp_path):
     line = next(line for line in done.stdout.splitlines() if line.startswith("| decoupled"))
     assert f"{100 * content['2a']['rows']['decoupled']['aupro']:.1f}" in line
     assert done.stdout in (tmp_path / "ablation.md").read_text()
+
+
+# --- CoPS ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cops_studies(pipe, drawn):
+    train = read_dataset(drawn, classes=["felt"])
+    return ablation_methods.ablate_cops(pipe, read_dataset(drawn), train, epochs=1)
+
+
+def test_rows_of_cops(cops_studies):
+    assert {name: len(study.rows) for name, study in cops_studies.items()} == {
+        "parts": 6,
+        "order": 2,
+        "samples": 2,
+        "text": 2,
+        "M": 4,
+        "R": 4,
+        "K": 4,
+        "alpha": 5,
+        "beta": 4,
+    }
+    assert [name for name, study in cops_studies.items() if study.ordered] == ["M", "R", "K", "alpha", "beta"]
+
+
+def test_cops_is_trained_and_scored_as_by_itself(cops_studies, pipe, drawn):
+    config, samples = pipe.tips.config, shuffled(read_dataset(drawn, classes=["felt"]), seed=0)
+    start = Cops.start(config, temperature=config.temperature)
+    [(prompts, _)] = train_prompts(pipe.tips, pipe.tokenizer, Features(pipe, samples), start, epochs=1)
+    expected = evaluate(pipe.with_options(prompts=prompts, mode="learned"), read_dataset(drawn)).mean()
+    full = cops_studies["parts"].rows["CoPS"]
+    assert full == pytest.approx(expected, abs=1e-6)
+    same = (("order", "own states (paper)"), ("M", "6"), ("K", "3"), ("R", "10"), ("alpha", "0.26"))
+    assert all(cops_studies[study].rows[row] == full for study, row in same)
+    assert cops_studies["beta"].rows["0.9"]["image_ap"] == pytest.approx(full["image_ap"])
+
+
+def test_rows_of_cops_differ_where_something_else_is_done(cops_studies):
+    parts = [json.dumps(metrics) for metrics in cops_studies["parts"].rows.values()]
+    assert len(set(parts)) == len(parts)
+    assert len({metrics["pixel_ap"] for metrics in cops_studies["alpha"].rows.values()}) == 5
+    assert set(cops_studies["beta"].rows["0"]) == {"image_auroc", "image_ap", "image_f1max"}
+
+
+def test_other_methods_train_all_they_compare(golden, drawn):
+    command = [sys.executable, "-m", "tipsomaly", "ablate", str(drawn), "--method", "cops", "--model", golden.folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "--train" in done.stderr

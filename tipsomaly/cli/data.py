@@ -73,7 +73,7 @@ OF_CLASS = ":class"
 OPTIONS_OF = {
     "tipsomaly": {"objective", "tokens", "ensemble"},
     "dapo": {"tokens", "rows", "image_tokens"},
-    "cops": {"pool"},
+    "cops": {"pool", "alpha", "beta", "reconstruction_weight"},
     "direct": set(),
 }
 """The options of `train` that only some methods have."""
@@ -225,6 +225,17 @@ def train(
     pool: Annotated[
         int | None, typer.Option(min=1, help="cops: patches a side that are averaged; default: 5, of few patches 3.")
     ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="cops: share of the distance to normal prototypes; default: 0.26."),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="cops: share of the global token in the image score; default: 0.9."),
+    ] = None,
+    reconstruction_weight: Annotated[
+        float | None, typer.Option(min=0, help="cops: rho; default: 0, as published for VisA; for MVTec AD 1.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: 2, dapo 5, cops 10.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: 111, dapo 42, cops 0.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 8,
@@ -248,7 +259,8 @@ def train(
     from tipsomaly.studies import training
 
     given = {"objective": objective and objective.value, "tokens": tokens, "ensemble": ensemble and ensemble.value}
-    given |= {"rows": rows, "image_tokens": image_tokens, "pool": pool}
+    given |= {"rows": rows, "image_tokens": image_tokens, "pool": pool, "alpha": alpha, "beta": beta}
+    given["reconstruction_weight"] = reconstruction_weight
     given = {name: value for name, value in given.items() if value is not None}
     if odd := given.keys() - OPTIONS_OF[method.value]:
         fail(f"--{min(odd).replace('_', '-')} is no option of the method {method.value}", 2)
@@ -336,8 +348,9 @@ def calibrate(
 def ablate(
     root: RootArgument,
     train_root: Annotated[
-        Path | None, typer.Option("--train", metavar="ROOT", help="Another data set, to train the prompts of 2b on.")
+        Path | None, typer.Option("--train", metavar="ROOT", help="Another data set, to train prompts on.")
     ] = None,
+    method: Annotated[Method, typer.Option(help="Whose ablations.")] = Method.tipsomaly,
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     domain: DataDomainOption = None,
@@ -346,29 +359,33 @@ def ablate(
     classes: ClassesOption = None,
     class_names: ClassNamesOption = None,
     layout: LayoutOption = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the trained prompts.")] = 2,
-    seed: int = 111,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of trained prompts; default: the method's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Where trainings begin; default: the method's.")] = None,
     output: OutputOption = Path("results"),
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.auto,
 ) -> None:
-    """The paper's tables 2a, 2c, 6 and 7 on a data set, in one pass; with --train also table 2b and figure 3.
+    """The paper's tables 2a, 2c, 6 and 7 on a data set, in one pass; with --train also table 2b and figure 3. With
+    --method cops what that method's parts, sizes and constants are good for.
 
     DIR gets ablation.md, ablation.json and a figure for each table.
     """
-    from tipsomaly.studies import ablation
+    from tipsomaly.studies import ablation, ablation_methods
 
+    own = method is Method.tipsomaly
+    if not own and (prompts or not train_root):
+        fail(f"--method {method.value} trains all of its prompts: it needs --train and takes no --prompts", 2)
     samples, _, domain = read_samples(root, layout, Split.test, classes, domain, class_names)
-    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, sigma=sigma)
-    train_samples = read_dataset(train_root) if train_root else None
-    known = {sample.image.resolve() for sample in train_samples or ()}
+    mode = None if own else Mode.fixed
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
+    train_samples = read_dataset(train_root) if train_root else []
+    known = {sample.image.resolve() for sample in train_samples}
     if twice := sum(sample.image.resolve() in known for sample in samples):
         print(
-            f"warning: {twice} pictures are trained on and tested on, which flatters 2b and figure 3", file=sys.stderr
+            f"warning: {twice} pictures are trained on and tested on, which flatters trained prompts", file=sys.stderr
         )
-    studies = ablation.ablate(
-        pipe, samples, train_samples, batch_size=batch_size, epochs=epochs, seed=seed, progress=True
-    )
+    run = ablation.ablate if own else ablation_methods.ABLATIONS[method.value]
+    studies = run(pipe, samples, train_samples, batch_size=batch_size, epochs=epochs, seed=seed, progress=True)
     ablation.save(studies, output)
     print("\n".join(study.markdown() for study in studies.values()), end="")

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tipsomaly.errors import OptionError
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.tips import ImageTokens, LayerTokens
 from tipsomaly.prompts.losses import image_loss, local_loss, upsample
@@ -37,7 +38,7 @@ Icts = Literal["prior", "posterior", "off"]
 @dataclass(frozen=True)
 class CopsOptions:
     """What there is to choose besides the vectors; the defaults are those of the released code for training on VisA.
-    Raises ValueError, in one line, for a value that cannot be."""
+    Raises OptionError for a value that cannot be."""
 
     pool: int = 5
     """K: a patch is averaged over K x K patches; odd."""
@@ -68,17 +69,17 @@ class CopsOptions:
         counts = {"pool": (1, 99), "category_rows": (0, 64), "heads": (1, 1024)}
         for name, (low, high) in counts.items():
             if type(value := getattr(self, name)) is not int or not low <= value <= high:
-                raise ValueError(f"CoPS: {name} must be a whole number from {low} to {high}, not {value!r}")
+                raise OptionError(f"CoPS: {name} must be a whole number from {low} to {high}, not {value!r}")
         if self.pool % 2 == 0:
-            raise ValueError(f"CoPS: pool must be odd, not {self.pool}")
+            raise OptionError(f"CoPS: pool must be odd, not {self.pool}")
         for name in ("alpha", "beta"):
             if not isinstance(value := getattr(self, name), int | float) or not 0 <= value <= 1:
-                raise ValueError(f"CoPS: {name} must be from 0 to 1, not {value!r}")
+                raise OptionError(f"CoPS: {name} must be from 0 to 1, not {value!r}")
         if not isinstance(self.sentence, str) or not 0 < len(self.sentence) <= 200:
-            raise ValueError("CoPS: the sentence behind the vectors must have 1 to 200 characters")
+            raise OptionError("CoPS: the sentence behind the vectors must have 1 to 200 characters")
         for name, known in (("ests", get_args(Ests)), ("icts", get_args(Icts))):
             if getattr(self, name) not in known:
-                raise ValueError(f"CoPS: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise OptionError(f"CoPS: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
 
 class CrossAttention(nn.Module):
@@ -284,8 +285,6 @@ class Cops(PromptMethod):
     def settings(self) -> dict[str, Any]:
         return asdict(self.options)
 
-    # --- Inference ----------------------------------------------------------------------------------------------------
-
     def prototypes(self, encode: TextEncoder) -> None:
         """None: every picture has its own."""
 
@@ -339,8 +338,6 @@ class Cops(PromptMethod):
     def picture_prototypes(self, encode: TextEncoder, states: Tensor, categories: Tensor) -> Tensor:
         """(B, 2, D) unit vectors, normal then abnormal: the mean of the embeddings over the samples."""
         return F.normalize(self.sentence_embeddings(encode, states, categories).mean(2), dim=-1)
-
-    # --- Training -----------------------------------------------------------------------------------------------------
 
     def losses(
         self,

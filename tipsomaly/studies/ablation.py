@@ -1,19 +1,19 @@
-"""The paper's ablations on a data set: tables 2a, 2b, 2c, 6, 7 and figure 3.
+"""Ablations on a data set, and those of the paper: tables 2a, 2b, 2c, 6, 7 and figure 3.
 
 All variants of prompts and layers share one pass over the pictures; only what needs other learned prompts is trained,
-on features that are encoded once.
+on features that are encoded once. `ablation_methods` has the tables of the other methods.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tipsomaly.data.samples import Sample, by_class
 from tipsomaly.detection.pipeline import Pipeline
-from tipsomaly.detection.scoring import STRATEGIES
+from tipsomaly.detection.scoring import STRATEGIES, Strategy
 from tipsomaly.errors import ModelError
 from tipsomaly.files import write_atomically
 from tipsomaly.prompts.learned import LearnedPrompts
@@ -29,14 +29,33 @@ TOKENS = (1, 2, 4, 8, 16)
 """Numbers of learned tokens in figure 3."""
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What a row of a table scores: a variant, and the image score if it is not the variant's own."""
+
+    variant: Variant
+    strategy: Strategy | None = None
+    image_only: bool = False
+    """Its pixels are those of another row."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table, by name. They are `ordered` if they are steps of one quantity, so that a line may lead from
+    one to the next in a figure."""
+
+    title: str
+    rows: Mapping[str, Row]
+    ordered: bool = False
+
+
 @dataclass(frozen=True)
 class Study:
-    """A table of the paper, measured here: metrics (means over classes) of each of its rows."""
+    """A table of a paper, measured here: metrics (means over classes) of each of its rows."""
 
     title: str
     rows: Mapping[str, Metrics]
     ordered: bool = False
-    """The rows are steps of one quantity, so that a line may lead from one to the next in a figure."""
     note: str | None = None
     """What to know when it is compared with the paper's."""
     paper: Mapping[str, Metrics] = field(default_factory=dict)
@@ -54,39 +73,72 @@ class Study:
         return f"## {self.title}\n\n{table(['', *columns], rows)}{note}"
 
 
+def measure(
+    tables: Mapping[str, Table], samples: Sequence[Sample], batch_size: int = 16, progress: bool = False
+) -> dict[str, Study]:
+    """The studies of these tables by name, from one pass over the pictures; rows may share a variant. The variants'
+    pipelines share towers, input size and sigma."""
+    variants = list(dict.fromkeys(row.variant for table in tables.values() for row in table.rows.values()))
+    found: dict[tuple[str, str], dict[str, Metrics]] = {}
+    with tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar:
+        for class_name, group in by_class(samples).items():
+            bar.set_description(class_name)
+            results = dict(zip(variants, score_class(variants, group, batch_size, bar)(), strict=True))
+            for name, table_ in tables.items():
+                for row_name, row in table_.rows.items():
+                    metrics = results[row.variant].metrics(row.strategy or row.variant.pipeline.image_score)
+                    if row.image_only:
+                        metrics = {metric: value for metric, value in metrics.items() if metric.startswith("image")}
+                    found.setdefault((name, row_name), {})[class_name] = metrics
+    return {
+        name: Study(
+            table_.title, {row: dataset_mean(found[name, row])[0] for row in table_.rows}, ordered=table_.ordered
+        )
+        for name, table_ in tables.items()
+    }
+
+
 def ablate(
     pipeline: Pipeline,
     samples: Sequence[Sample],
     train_samples: Sequence[Sample] | None = None,
     *,
     batch_size: int = 16,
-    epochs: int = 2,
-    seed: int = 111,
+    epochs: int | None = None,
+    seed: int | None = None,
     progress: bool = False,
 ) -> dict[str, Study]:
-    """The studies by name: "2a", "2c", "6", "7" and, trained on `train_samples` if there are some, "2b" and "figure3".
+    """The studies of Tipsomaly by name: "2a", "2c", "6", "7" and, trained on `train_samples` if there are some, "2b"
+    and "figure3".
 
     Each has the definition of the paper's table (sections 3.3, 7.4.2 to 7.4.4) and its rows beside it, if the data set
     is the paper's. All but 2a and 2b are of decoupled prompts; in 2b the learned ones score images, too. In table 7 the
     map is the mean of those of several blocks of the vision tower, the last quarter of them, half and so on; which mean
-    the paper does not say. Trained prompts start from `seed` before the sentences that the pipeline's own were trained
-    before. Raises ModelError for a pipeline without learned prompts.
+    the paper does not say. Trained prompts start from `seed` and have `epochs`, by default the published ones; they
+    stand before the sentences that the pipeline's own were trained before. Raises ModelError for a pipeline without
+    learned prompts.
     """
     if not isinstance(pipeline.prompts, LearnedPrompts):
         raise ModelError("ablations of Tipsomaly need learned prompts of its own and this model has none")
-    ensemble = pipeline.prompts.ensemble
     depth = pipeline.tips.config.vision.depth
-    decoupled = pipeline.with_options(mode="decoupled")
-    variants = {("2a", mode): Variant(pipeline.with_options(mode=mode)) for mode in MODES}
-    variants |= {
-        ("6", domain): Variant(decoupled.with_options(domain=domain))
-        for domain in ("industrial", "medical", "object-agnostic")
-    }
+    modes = {mode: Variant(pipeline.with_options(mode=mode)) for mode in MODES}
+    decoupled = modes["decoupled"].pipeline
+    domains = ("industrial", "medical", "object-agnostic")
     quarters = sorted({round(depth * quarter / 4) for quarter in (1, 2, 3, 4)} - {0})
+    blocks = {}
     for first in reversed(range(len(quarters))):
-        blocks = quarters[first:]
-        name = f"block{'s' * (len(blocks) > 1)} {', '.join(map(str, blocks))} of {depth}"
-        variants["7", name] = Variant(decoupled, tuple(block - 1 for block in blocks))
+        chosen = quarters[first:]
+        name = f"block{'s' * (len(chosen) > 1)} {', '.join(map(str, chosen))} of {depth}"
+        blocks[name] = Row(Variant(decoupled, tuple(block - 1 for block in chosen)))
+    tables = {
+        "2a": Table("Table 2a: prompts", {mode: Row(variant) for mode, variant in modes.items()}),
+        "2c": Table("Table 2c: image scores", {s: Row(modes["decoupled"], s, image_only=True) for s in STRATEGIES}),
+        "6": Table(
+            "Table 6: domain of the fixed prompts",
+            {domain: Row(Variant(decoupled.with_options(domain=domain))) for domain in domains},
+        ),
+        "7": Table("Table 7: blocks whose maps are averaged", blocks, ordered=True),
+    }
     if train_samples:
         features = Features(pipeline, train_samples, progress=progress)
         recipes = {("2b", objective): (objective, 8) for objective in ("local", "global", "both")}
@@ -95,55 +147,42 @@ def ablate(
         distinct = list(dict.fromkeys(recipes.values()))  # 8 tokens and the local loss are in both
         for objective, count in tqdm(distinct, "train", disable=None if progress else True):
             start = LearnedPrompts.start(
-                pipeline.tips.config, seed=seed, tokens=count, ensemble=ensemble, objective=objective
+                pipeline.tips.config,
+                seed=LearnedPrompts.RECIPE.seed if seed is None else seed,
+                tokens=count,
+                ensemble=pipeline.prompts.ensemble,
+                objective=objective,
             )
             *_, (prompts, _) = train_prompts(pipeline.tips, pipeline.tokenizer, features, start, epochs=epochs)
             trained[objective, count] = prompts
-        modes = {"2b": "learned", "figure3": "decoupled"}
-        variants |= {
-            (study, row): Variant(pipeline.with_options(prompts=trained[recipe], mode=modes[study]))
-            for (study, row), recipe in recipes.items()
-        }
-
-    per_class: dict[tuple[str, str], dict[str, Metrics]] = {name: {} for name in variants}
-    per_class |= {("2c", strategy): {} for strategy in STRATEGIES}
-    with tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar:
-        for class_name, group in by_class(samples).items():
-            bar.set_description(class_name)
-            results = dict(zip(variants, score_class(list(variants.values()), group, batch_size, bar)(), strict=True))
-            for name, result in results.items():
-                per_class[name][class_name] = result.metrics()
-            for strategy in STRATEGIES:
-                metrics = results["2a", "decoupled"].metrics(strategy)
-                per_class["2c", strategy][class_name] = {m: v for m, v in metrics.items() if m.startswith("image")}
-    titles = {
-        "2a": "Table 2a: prompts",
-        "2b": "Table 2b: training losses",
-        "2c": "Table 2c: image scores",
-        "6": "Table 6: domain of the fixed prompts",
-        "7": "Table 7: blocks whose maps are averaged",
-        "figure3": "Figure 3: number of learned tokens",
-    }
+        for study, title, mode in (
+            ("2b", "Table 2b: training losses", "learned"),
+            ("figure3", "Figure 3: number of learned tokens", "decoupled"),
+        ):
+            rows = {
+                row: Row(Variant(pipeline.with_options(prompts=trained[recipe], mode=mode)))
+                for (of, row), recipe in recipes.items()
+                if of == study
+            }
+            tables[study] = Table(title, rows, ordered=study == "figure3")
     data_set = paper_data_set(samples)
     return {
-        study: Study(
-            title,
-            {row: dataset_mean(found)[0] for (of, row), found in per_class.items() if of == study},
-            study in ("7", "figure3"),
-            NOTES.get(study),
-            published(study, data_set) if data_set and study != "figure3" else {},
+        name: replace(
+            study,
+            note=NOTES.get(name),
+            paper=published(name, data_set) if data_set and name != "figure3" else {},
         )
-        for study, title in titles.items()
-        if any(of == study for of, _ in per_class)
+        for name, study in measure(tables, samples, batch_size, progress).items()
     }
 
 
 def save(studies: Mapping[str, Study], folder: Path) -> None:
     """Write ablation.md, ablation.json and a figure for each study, NAME.png."""
     text = "\n".join(study.markdown() for study in studies.values())
-    write_atomically(
-        folder / "ablation.md", f"Percent, means over classes; image scores by S5 but in table 2c.\n\n{text}"
+    intro = (
+        "Percent, means over classes; image scores are the method's own (S5 for Tipsomaly's) where no row says more."
     )
+    write_atomically(folder / "ablation.md", f"{intro}\n\n{text}")
     content = {
         name: {"title": study.title, "rows": study.rows, "note": study.note, NOT_OURS: study.paper}
         for name, study in studies.items()

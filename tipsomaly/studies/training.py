@@ -306,7 +306,7 @@ def train(
     epochs = start.RECIPE.epochs if epochs is None else epochs
     trainer = Trainer(pipeline.tips, pipeline.tokenizer, start, learning_rate=learning_rate, seed=seed, shuffle=shuffle)
     rate = trainer.optimizer.param_groups[0]["lr"]
-    tensors = {name: value.tolist() for name, value in start.state_dict().items()}
+    tensors = sha256(*(part for named in start.state_dict().items() for part in named))
     settings = [start.NAME, start.settings(), trainer.method.temperature, dict(start.metadata)]
     key = digest(["training-v2", batches.key, tensors, settings, rate, trainer.seed, trainer.shuffle])
     path = output.with_suffix(".state")
