@@ -1,6 +1,7 @@
 """Build and publish what belongs on the Hub: `python hub/publish.py --org ORG [--dry-run] [NAME ...]`.
 
-A NAME is a backbone of TIPS v1, `nano`, or `space` for the web demo; without any it is all of them. Backbones are made
+A NAME is a backbone of TIPS v1, `nano`, or `space` for the web demo; without any it is all of these. It may also be a
+prompt file that `tipsomaly train` wrote, which is published alone with a card of its own. Backbones are made
 from Google's release and get the learned prompts that were released for them; TIPS v2 is on the Hub already, from
 Google itself. `--dry-run` builds the folders and lists what would go where, and uploads nothing.
 """
@@ -11,21 +12,44 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
-from tipsomaly.errors import ModelError
 from tipsomaly.models.catalogue import BACKBONES, Backbone, organisation
 from tipsomaly.models.folder import WEIGHTS, ModelFolder
 from tipsomaly.models.hub import BUNDLED, convert_release
 from tipsomaly.models.publish import find_token, upload
 from tipsomaly.prompts.find import find_prompts
+from tipsomaly.prompts.methods import load_prompts
 from tipsomaly.studies.paper import DATA_SETS, OURS, published
 from tipsomaly.studies.tables import table
 
 HUB = Path(__file__).parent
 ROOT = HUB.parent
 SPACE = ["app.py", "requirements.txt", "pyproject.toml", "README.md", "LICENSE", "tipsomaly/**/*", "examples/**/*"]
+
+ABOUT = {
+    "tipsomaly": (
+        "Tipsomaly (*TIPS Over Tricks*, arXiv 2602.03594)",
+        "Learned vectors stand before sentences of a normal and of an abnormal state, whatever the class. The map\n"
+        "comes from them, the image score from fixed sentences about the class.",
+        "Its numbers are for prompts that its authors trained.",
+    ),
+    "dapo": (
+        "DAPO (*Defect-aware Prompt Optimization*, arXiv 2512.09446)",
+        "There is one normal prompt and one for each kind of defect, so that a result names the kind. A kind that was\n"
+        "not trained is used by writing its name: `kinds=[...]`, `--kinds`.",
+        "It has CLIP for a backbone; this is our own implementation, on TIPS.",
+    ),
+    "cops": (
+        "CoPS (*Conditional Prompt Synthesis*, arXiv 2508.03447)",
+        "The prompts are made for each picture, from what its patches look like. The class name changes nothing, and\n"
+        "pictures cannot be tiled.",
+        "It has CLIP for a backbone; this is our own implementation, on TIPS.",
+    ),
+}
+"""By the method: its name, what it does, and what the numbers of its paper are of."""
 
 NO_PROMPTS = """
 No learned prompts were released for this backbone, and the map needs some: train them (`tipsomaly train`) and pass
@@ -85,6 +109,66 @@ def card(backbone: Backbone, repository: str, folder: Path) -> str:
     )
 
 
+def build_prompts(file: Path, org: str, out: Path, licence: str | None, measured: Path | None) -> Path:
+    """The folder of a prompt set as it is published, under `out`, with the log and the curve of its training."""
+    name, folder = file.stem, out / file.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "prompts").mkdir(parents=True)
+    for path in (file, *(p for p in (file.with_suffix(".log.jsonl"), file.with_suffix(".png")) if p.is_file())):
+        shutil.copyfile(path, folder / "prompts" / path.name)
+    text = prompts_card(file, f"{org}/{name}", licence, measured)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+def prompts_card(file: Path, repository: str, licence: str | None, measured: Path | None) -> str:
+    """The card of a prompt set. What it says is read from the file, from the log beside it and from `measured`, the
+    results.md of an evaluation. Raises ValueError for another file."""
+    prompts, content = load_prompts(file), file.read_bytes()
+    title, about, paper = ABOUT[prompts.NAME]
+    tensors, metadata = prompts.tensors(), dict(prompts.metadata)
+    return Template((HUB / "prompts.md").read_text(encoding="utf-8")).substitute(
+        name=file.stem,
+        repository=repository,
+        method=prompts.NAME,
+        title=title,
+        about=about,
+        paper=paper,
+        backbone=metadata.get("backbone", "(the file does not say)"),
+        numbers=f"{sum(tensor.numel() for tensor in tensors.values()):,}",
+        tensors=f"{len(tensors)} tensors",
+        bytes=f"{len(content):,}",
+        sha256=hashlib.sha256(content).hexdigest(),
+        temperature=prompts.temperature or "the backbone's own",
+        settings=lines(prompts.settings()),
+        metadata=lines(metadata),
+        losses=last_losses(file.with_suffix(".log.jsonl")),
+        measured=measured.read_text(encoding="utf-8").strip() if measured else "Nothing yet.",
+        licence_line=f"license: {licence}" if licence else "license: other",
+        licence=f"{licence}. " * bool(licence) + "The pictures that they were trained on have licences of their own.",
+    )
+
+
+def last_losses(log: Path) -> str:
+    """The mean of each term of the loss in the last epoch of a training's log."""
+    if not log.is_file():
+        return "There is no log of the training."
+    steps = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    last = [step for step in steps if step["epoch"] == steps[-1]["epoch"]]
+    terms = [name for name in last[0] if name not in ("epoch", "step")]
+    means = [f"{sum(step[term] for step in last) / len(last):.4f}" for term in terms]
+    return f"Loss of the last epoch, mean of its {len(last)} steps:\n\n{table(terms, [means])}".strip()
+
+
+def lines(content: Mapping[str, object]) -> str:
+    """Names and values as the rows of a table, whatever somebody wrote into a file, in alphabetical order."""
+
+    def cell(value: object) -> str:
+        return " ".join((value if isinstance(value, str) else json.dumps(value)).split()).replace("|", "\\|")
+
+    return "\n".join(f"| {cell(name)} | {cell(content[name])} |" for name in sorted(content))
+
+
 def paper_numbers(model: str) -> str:
     """The paper's claims for a backbone: table 1 for the one of its main results, else table 8; "None." without any."""
     columns = {"image_auroc": "image AUROC", "image_ap": "image AP", "image_f1max": "image F1-max"}
@@ -121,31 +205,37 @@ def link(source: str, target: str) -> None:
 def main() -> None:
     names = [*BUNDLED, *(name for name, backbone in BACKBONES.items() if backbone.version == 1), "space"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(names)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)}, or a prompt file; default: all")
     who = "who publishes: an organisation or a user; default: TIPSOMALY_ORG"
     parser.add_argument("--org", default=organisation(), required=not organisation(), help=who)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "hub", help="where folders are built")
     parser.add_argument("--private", action="store_true", help="make new repositories private")
     parser.add_argument("--dry-run", action="store_true", help="list what would go where; upload nothing")
+    parser.add_argument("--licence", help="of a prompt file, as the Hub calls it: mit, cc-by-nc-sa-4.0 ...")
+    parser.add_argument("--measured", type=Path, metavar="MD", help="for a prompt file's card: results.md of evaluate")
     options = parser.parse_args()
-    if unknown := sorted(set(options.names) - set(names)):
+    files = {name: Path(name) for name in options.names if name.endswith(".safetensors")}
+    if unknown := sorted(set(options.names) - set(names) - set(files)):
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(names)}")
     try:
         if not options.dry_run:
             find_token()  # before gigabytes are fetched in vain
         for name in options.names or names:
             kind = "space" if name == "space" else "model"
-            repository = f"{options.org}/{'tipsomaly' if kind == 'space' else name}"
-            folder = ROOT if kind == "space" else build(name, options.org, options.build)
-            files = contents(folder, SPACE if kind == "space" else ["**/*"])
+            if name in files:
+                folder = build_prompts(files[name], options.org, options.build, options.licence, options.measured)
+            else:
+                folder = ROOT if kind == "space" else build(name, options.org, options.build)
+            repository = f"{options.org}/{'tipsomaly' if kind == 'space' else folder.name}"
+            content = contents(folder, SPACE if kind == "space" else ["**/*"])
             print(f"{kind} {repository}")
-            for file in files:
+            for file in content:
                 print(f"  {(folder / file).stat().st_size:>13,}  {file}")
             if options.dry_run:
                 print("  (dry run: nothing was uploaded)")
             else:
-                print(f"  {upload(folder, repository, files, kind=kind, private=options.private or None)}")
-    except (ModelError, OSError) as error:
+                print(f"  {upload(folder, repository, content, kind=kind, private=options.private or None)}")
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

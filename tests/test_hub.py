@@ -26,6 +26,7 @@ from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.convert import convert
 from tipsomaly.models.folder import ModelFolder, write_configs
 from tipsomaly.models.tips import Tips
+from tipsomaly.prompts.cops import Cops
 
 V1 = "tips-l14-hr"
 V2 = "tipsv2-b14"
@@ -534,7 +535,7 @@ def test_publishing_lists_and_then_uploads_a_folder_with_its_card(world, golden,
     convert(golden.vision_npz, golden.text_npz, golden.tokenizer, world.folder / "again")  # as the card says
     assert hashlib.sha256((world.folder / "again" / "model.safetensors").read_bytes()).hexdigest() in card
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in card.splitlines()]
-    assert ["HeadCT", "92.7", "-"] in rows
+    assert ["HeadCT", "92.7"] in [row[:2] for row in rows]
     assert "$" not in card
     assert score(Pipeline.from_pretrained(folder), golden) == score(golden.pipe, golden)
 
@@ -547,6 +548,32 @@ def test_publishing_lists_and_then_uploads_a_folder_with_its_card(world, golden,
     }.items() >= listed.items()
     monkeypatch.setattr(hub, "cache_folder", lambda: world.folder / "fresh")
     assert score(Pipeline.from_pretrained(V1, prompts="visa"), golden) == score(golden.pipe, golden)
+
+
+def test_publishing_prompts_alone_with_a_card_of_their_own(world, golden, monkeypatch, tmp_path):
+    file, measured = tmp_path / "mine.safetensors", tmp_path / "results.md"
+    Cops.start(golden.config, temperature=0.1, metadata={"backbone": "tiny", "trained_on": "a | b"}).save(file)
+    steps = [{"epoch": epoch, "step": step, "total": epoch + step} for epoch in (1, 2) for step in (1, 2)]
+    file.with_suffix(".log.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
+    measured.write_text("| class | 12.3 |")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    arguments = ("--org", "acme", "--build", world.folder / "build", file, "--licence", "mit", "--measured", measured)
+    publish_with(monkeypatch, *arguments)
+    published = world.hub.repositories["acme/mine"]
+    assert {"README.md", "prompts/mine.safetensors", "prompts/mine.log.jsonl"} <= set(published)
+    card = published["README.md"].decode()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in card
+    assert "license: mit" in card
+    assert "CoPS" in card
+    assert "| trained_on | a \\| b |" in card
+    assert "3.5000" in card  # of the last epoch
+    assert "| class | 12.3 |" in card
+    assert "$" not in card
+    pipe = Pipeline.from_pretrained(golden.folder, prompts="acme/mine:mine")
+    assert pipe.prompts.NAME == "cops"
+    (tmp_path / "no.safetensors").write_bytes(b"")
+    with pytest.raises(SystemExit, match="no.safetensors"):
+        publish_with(monkeypatch, *arguments[:4], tmp_path / "no.safetensors")
 
 
 def test_publishing_nano_and_the_space(world, monkeypatch):
