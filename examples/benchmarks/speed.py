@@ -49,14 +49,17 @@ class Time(NamedTuple):
     cpu: float
 
 
-def make_pipe(name: str, depth: int | None, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """nano at its own size, or random towers at 518 px; the text tower is a stand-in, as its work is done once."""
+def make_pipe(
+    name: str, depth: int | None, device: torch.device, dtype: torch.dtype, text: tuple[int, int] = (1, 1)
+) -> Pipeline:
+    """nano at its own size, or random towers at 518 px. `text`: blocks of the text tower and the ratio of its MLP; a
+    stand-in where its work is done once."""
     nano = Pipeline.from_pretrained("nano", device=device, dtype=dtype)
     if name == "nano":
         return nano
     dim, layers, heads = SHAPES[name]
-    text = TextConfig(dim, 1, heads, dim, nano.tokenizer.vocab_size)
-    config = TipsConfig(VisionConfig(dim, depth or layers, heads), text, temperature=0.01)
+    text_config = TextConfig(dim, text[0], heads, text[1] * dim, nano.tokenizer.vocab_size)
+    config = TipsConfig(VisionConfig(dim, depth or layers, heads), text_config, temperature=0.01)
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in Tips(config).state_dict().items()}
     torch.manual_seed(0)
