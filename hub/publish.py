@@ -48,6 +48,12 @@ ABOUT = {
         "pictures cannot be tiled.",
         "It has CLIP for a backbone; this is our own implementation, on TIPS.",
     ),
+    "direct": (
+        "direct prototypes, which are ours",
+        "The two prototypes of the map are learned as they are, without words. The image score comes from fixed\n"
+        "sentences about the class.",
+        "There is none.",
+    ),
 }
 """By the method: its name, what it does, and what the numbers of its paper are of."""
 

@@ -27,6 +27,7 @@ from tipsomaly.models.convert import convert
 from tipsomaly.models.folder import ModelFolder, write_configs
 from tipsomaly.models.tips import Tips
 from tipsomaly.prompts.cops import Cops
+from tipsomaly.prompts.methods import METHODS
 
 V1 = "tips-l14-hr"
 V2 = "tipsv2-b14"
@@ -571,6 +572,10 @@ def test_publishing_prompts_alone_with_a_card_of_their_own(world, golden, monkey
     assert "$" not in card
     pipe = Pipeline.from_pretrained(golden.folder, prompts="acme/mine:mine")
     assert pipe.prompts.NAME == "cops"
+    for method in METHODS.values():
+        method.start(golden.config, temperature=0.1, seed=0, metadata={}).save(file)
+        publish_with(monkeypatch, "--dry-run", *arguments[:5])
+        assert f"- {method.NAME}\n" in (world.folder / "build" / "mine" / "README.md").read_text()
     (tmp_path / "no.safetensors").write_bytes(b"")
     with pytest.raises(SystemExit, match="no.safetensors"):
         publish_with(monkeypatch, *arguments[:4], tmp_path / "no.safetensors")
