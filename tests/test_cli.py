@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tipsomaly.cli import main
 from tipsomaly.detection.formats import Stems
 from tipsomaly.detection.records import open_records, read_records
+from tipsomaly.errors import FetchError
 from tipsomaly.files import only_writer
 
 
@@ -363,3 +364,17 @@ def test_stems_are_unique_and_short():
     assert len({name.lower() for name in names}) == 8
     assert names[-3:] == ["Used_1_2", "caf", "image"]  # names of files that are not UTF-8
     assert max(len(name.encode()) for name in names) <= 200
+
+
+def test_what_others_write_and_what_cannot_be_fetched_is_status_1(here, golden, drawn, tmp_path, monkeypatch):
+    options = ["--model", golden.folder, "--image-size", 56, "--class", "felt"]
+    with only_writer(tmp_path), only_writer(tmp_path, ".p.lock"):
+        for command in ("evaluate", "ablate", "train"):
+            output = tmp_path / "p.safetensors" if command == "train" else tmp_path
+            done = here(command, drawn, "--output", output, *options)
+            assert done.returncode == 1
+            assert "another process writes there" in done.stderr
+    assert here("evaluate", drawn, "--output", tmp_path, *options).returncode == 0
+    monkeypatch.setattr("tipsomaly.models.hub.snapshot", lambda *_: (_ for _ in ()).throw(FetchError("no network")))
+    done = here("detect", "x.png", "--model", "org/model")
+    assert (done.returncode, done.stderr) == (1, "error: no network\n")

@@ -1,5 +1,6 @@
 """Whole data sets: the same numbers as by hand, once, and in files that say what they are."""
 
+import copy
 import csv
 import json
 import os
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import typer
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -20,7 +22,7 @@ from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.masks import load_mask
 from tipsomaly.data.words import call
 from tipsomaly.detection import scoring
-from tipsomaly.errors import ImageError
+from tipsomaly.errors import DatasetError, ImageError
 from tipsomaly.studies.evaluation import Variant, evaluate, score_class
 from tipsomaly.studies.paper import Paper, paper_results
 from tipsomaly.studies.tables import METRICS
@@ -297,3 +299,12 @@ def test_the_command(golden, drawn, tmp_path, evaluation):
     assert content["classes"]["felt"] == pytest.approx(evaluation.per_class()["felt"], abs=1e-5)
     assert len(list((tmp_path / "out" / "worst").iterdir())) == 3
     assert [path.name for path in (tmp_path / "out" / "gallery").iterdir()] == ["felt.png"]
+
+
+def test_scores_that_are_not_finite_are_refused(golden, drawn, tmp_path):
+    pipe = copy.deepcopy(golden.pipe.with_options(image_size=56))
+    with torch.no_grad():
+        pipe.tips.vision_encoder.cls_token[0, 0, 0] = float("inf")
+    with pytest.raises(DatasetError, match=r"\.png: its scores are not finite"):
+        evaluate(pipe, read_dataset(drawn), output=tmp_path)
+    assert not list(tmp_path.rglob("*.json"))

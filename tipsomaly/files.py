@@ -68,11 +68,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Make a folder of results, for this process alone. Raises FetchError while another process writes there; the
-    system frees the lock of one that dies."""
+def only_writer(folder: Path, lock_name: str = ".lock") -> Iterator[None]:
+    """Make a folder of results, or what has this lock in it, for this process alone. Raises FetchError
+    while another process writes there; the system frees the lock of one that dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / lock_name)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -28,6 +28,8 @@ from tipsomaly.errors import ImageError, ModelError, OptionError, one_line, prin
 from tipsomaly.models.device import to_cpu, to_device
 from tipsomaly.models.tips import ImageTokens, LayerTokens, Readout, Tips
 
+NOT_FINITE = "its scores are not finite; a dtype of float32 helps where float16 is too narrow"
+
 
 class Engine:
     """A vision tower, and how pictures are given to it."""
@@ -245,7 +247,7 @@ def _finite(view: View) -> View | ImageError:
         return view
     source = view.picture.source
     name = printable(source) if isinstance(source, str | Path) else "image"
-    return ImageError(f"{name}: its scores are not finite; a dtype of float32 helps where float16 is too narrow")
+    return ImageError(f"{name}: {NOT_FINITE}")
 
 
 def check_batch_size(size: int) -> None:

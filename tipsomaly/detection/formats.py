@@ -21,7 +21,7 @@ from tipsomaly.data.images import SUFFIXES
 from tipsomaly.detection.outlines import compressed, polygons, run_lengths
 from tipsomaly.detection.report import Report
 from tipsomaly.detection.result import Region, Result
-from tipsomaly.files import write_atomically
+from tipsomaly.files import to_json, whole_file, write_atomically
 
 
 class Format(AbstractContextManager, Protocol):
@@ -103,8 +103,8 @@ class Coco(_Closing):
             "categories": categories or [{"id": 1, "name": "anomaly", "supercategory": "anomaly"}],
             "annotations": self.annotations,
         }
-        write_atomically(self.folder / "coco.json", json.dumps(content))
-        write_atomically(self.folder / "coco_results.json", json.dumps(self.results))
+        write_atomically(self.folder / "coco.json", to_json(content))
+        write_atomically(self.folder / "coco_results.json", to_json(self.results))
 
 
 class Yolo(_Closing):
@@ -130,12 +130,13 @@ class Yolo(_Closing):
             numbers = (*box.mean(0), *(box[1] - box[0]), region.peak)
             boxes.append(f"{kind} " + " ".join(f"{x:.6f}" for x in numbers))
         for part, lines in (("labels", segments), ("boxes", boxes)):
-            (self.folder / part / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            write_atomically(self.folder / part / f"{stem}.txt", "".join(f"{line}\n" for line in lines))
 
     def _picture(self, result: Result, stem: str) -> None:
         source = result.source
         if not isinstance(source, str | Path):
-            result.image.save(self.folder / "images" / f"{stem}.png")
+            with whole_file(self.folder / "images" / f"{stem}.png") as file:
+                result.image.save(file, "PNG")
             return
         suffix = Path(source).suffix if Path(source).suffix.lower() in SUFFIXES else ".png"
         target = self.folder / "images" / f"{stem}{suffix}"
@@ -143,7 +144,8 @@ class Yolo(_Closing):
         try:
             os.link(Path(source).resolve(), target)
         except OSError:  # another disk, or one without links
-            shutil.copyfile(source, target)
+            with Path(source).open("rb") as file, whole_file(target) as copy:
+                shutil.copyfileobj(file, copy)
 
     def close(self) -> None:
         names = list(self.names) or ["anomaly"]
@@ -194,7 +196,7 @@ class LabelStudio(_Closing):
             for kind in self.names or ["anomaly"]:
                 ET.SubElement(labels, "Label", value=kind)
         ET.indent(view)
-        write_atomically(self.folder / "labelstudio.json", json.dumps(self.tasks))
+        write_atomically(self.folder / "labelstudio.json", to_json(self.tasks))
         write_atomically(self.folder / "labelstudio.xml", ET.tostring(view, encoding="unicode") + "\n")
 
 

@@ -4,7 +4,6 @@ All variants of prompts and layers share one pass over the pictures; only what n
 on features that are encoded once. `ablation_methods` has the tables of the other methods.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from tipsomaly.data.samples import Sample, by_class
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.scoring import STRATEGIES, Strategy
 from tipsomaly.errors import ModelError
-from tipsomaly.files import write_atomically
+from tipsomaly.files import to_json, write_atomically
 from tipsomaly.prompts.learned import LearnedPrompts
 from tipsomaly.prompts.strategy import MODES
 from tipsomaly.studies import figures
@@ -187,6 +186,6 @@ def save(studies: Mapping[str, Study], folder: Path) -> None:
         name: {"title": study.title, "rows": study.rows, "note": study.note, NOT_OURS: study.paper}
         for name, study in studies.items()
     }
-    write_atomically(folder / "ablation.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(folder / "ablation.json", to_json(content, indent=1) + "\n")
     for name, study in studies.items():
         write_atomically(folder / f"{name}.png", figures.study(study.title, study.rows, study.ordered))

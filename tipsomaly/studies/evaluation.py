@@ -25,9 +25,10 @@ from tipsomaly.data.kinds import all_kinds
 from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample, by_class, states
 from tipsomaly.detection import scoring
+from tipsomaly.detection.engine import NOT_FINITE
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import DatasetError, printable
-from tipsomaly.files import digest, write_atomically
+from tipsomaly.files import digest, to_json, write_atomically
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.studies.metrics import Metrics, PixelMetrics, dataset_mean, image_metrics
 from tipsomaly.studies.paper import MODEL, NOT_OURS, Paper, paper_results
@@ -168,7 +169,7 @@ class Evaluation:
                 for result in self.classes
             },
         }
-        return json.dumps(content, indent=1) + "\n"
+        return to_json(content, indent=1) + "\n"
 
     def save(self, folder: Path) -> None:
         """Write results.json, results.csv and results.md."""
@@ -239,7 +240,7 @@ def _evaluate(
         for (name, store), result in zip(stores.items(), finish(), strict=True):
             results[name, class_name] = result
             if store:
-                write_atomically(store, json.dumps(asdict(result), allow_nan=False))
+                write_atomically(store, to_json(asdict(result)))
 
     groups = by_class(samples)
     # A class is stored as soon as it is measured, while the next ones are encoded. Leaving this block waits for those
@@ -308,6 +309,8 @@ def score_class(
 
     def measure(key: Any, patch_maps: np.ndarray, kinds: Sequence[Any], chosen: Sequence[Sample]) -> None:
         for patch_map, at_peak, sample in zip(patch_maps, kinds, chosen, strict=True):
+            if not np.isfinite(patch_map).all():
+                raise DatasetError(f"{printable(sample.image)}: {NOT_FINITE}")
             localization = None
             if with_masks:
                 mask = read_mask(sample, size) if sample.mask else None

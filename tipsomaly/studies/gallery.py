@@ -10,6 +10,7 @@ from tipsomaly.data.masks import load_mask
 from tipsomaly.data.samples import Sample, by_class
 from tipsomaly.detection import visualization
 from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.files import whole_file
 
 HEIGHT = 224
 """Of each picture in a gallery, in pixels."""
@@ -40,5 +41,6 @@ def save_gallery(pipeline: Pipeline, samples: Sequence[Sample], folder: Path, co
             sheet.paste(row, (0, i * (HEIGHT + 8)))
         slug = re.sub(r"[^\w-]+", "_", class_name)[:80]
         paths.append(folder / f"{slug}.png")
-        sheet.save(paths[-1])
+        with whole_file(paths[-1]) as file:
+            sheet.save(file, "PNG")
     return paths

@@ -7,6 +7,7 @@ from pathlib import Path
 from tipsomaly.data.samples import Sample
 from tipsomaly.detection import visualization
 from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.files import whole_file
 from tipsomaly.studies.evaluation import Evaluation
 from tipsomaly.studies.gallery import drawn
 
@@ -34,5 +35,6 @@ def save_worst(
             pictures = drawn(pipeline, sample)
             slug = "-".join(re.sub(r"\W+", "_", part)[:40] for part in (class_name, sample.defect, sample.image.stem))
             paths.append(folder / f"{kind}-{rank}-{slug}.png")
-            visualization.side_by_side(pictures, height=min(pictures[0].height, 512)).save(paths[-1])
+            with whole_file(paths[-1]) as file:
+                visualization.side_by_side(pictures, height=min(pictures[0].height, 512)).save(file, "PNG")
     return paths
