@@ -57,7 +57,6 @@ from tipsomaly.cli.options import (
     reference_options,
     split_kinds,
 )
-from tipsomaly.cli.process import UNTIL_EXIT
 from tipsomaly.data.kinds import all_kinds, of_one_kind
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.samples import by_class
@@ -98,6 +97,7 @@ class _KindsCommand(TyperCommand):
 
 @app.command(cls=_KindsCommand)
 def evaluate(
+    context: typer.Context,
     root: RootArgument,
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
@@ -166,7 +166,7 @@ def evaluate(
     if methods and (kinds or worst or gallery or prompts or chosen):
         fail("--methods all goes with none of --prompts, --kinds, --worst, --gallery and --format", 2)
     samples, layout_name, domain = read_samples(root, layout, split, classes, domain, class_names)
-    UNTIL_EXIT.enter_context(only_writer(output))
+    context.with_resource(only_writer(output))
     if shots:
         if methods or kinds or worst or gallery or reference or chosen:
             fail("--shots goes with none of --methods, --kinds, --worst, --gallery, --reference and --format", 2)
@@ -207,6 +207,7 @@ def evaluate(
 
 @app.command()
 def train(
+    context: typer.Context,
     root: RootArgument,
     output: PromptsFileOption,
     model: ModelOption = "nano",
@@ -272,7 +273,7 @@ def train(
         fail(f"{printable(root)}: this data set has no masks, and training needs them", 1)
     read_from = {"readout": readout.value} if readout else {}
     pipe = load_pipeline(model, None, device, dtype, image_size, Domain.industrial, Mode.fixed, **read_from)
-    UNTIL_EXIT.enter_context(only_writer(output.parent, f".{output.stem[:80]}.lock"))
+    context.with_resource(only_writer(output.parent, f".{output.stem[:80]}.lock"))
     kind = METHODS[method.value]
     seed = kind.RECIPE.seed if seed is None else seed
     if kind.RECIPE.shuffle:
@@ -350,6 +351,7 @@ def calibrate(
 
 @app.command()
 def ablate(
+    context: typer.Context,
     root: RootArgument,
     train_root: Annotated[
         Path | None, typer.Option("--train", metavar="ROOT", help="Another data set, to train prompts on.")
@@ -383,7 +385,7 @@ def ablate(
     samples, _, domain = read_samples(root, layout, Split.test, classes, domain, class_names)
     mode = None if own else Mode.fixed
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
-    UNTIL_EXIT.enter_context(only_writer(output))
+    context.with_resource(only_writer(output))
     train_samples = read_dataset(train_root) if train_root else []
     known = {sample.image.resolve() for sample in train_samples}
     if twice := sum(sample.image.resolve() in known for sample in samples):

@@ -4,11 +4,7 @@ import io
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from types import FrameType
-
-UNTIL_EXIT = ExitStack()
-"""What is held until the command ends."""
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
@@ -28,8 +24,7 @@ def run(command: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, terminate)
     status: int | str | None = 0
     try:
-        with UNTIL_EXIT:
-            command()
+        command()
     except KeyboardInterrupt:
         status = INTERRUPTED
     except SystemExit as end:
