@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tipsomaly.errors import ModelError
+from tipsomaly.errors import ModelError, explained
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 
 PATCH = 14
@@ -29,8 +29,9 @@ def read_config(
         mlp_dim = text["transformer.resblocks.0.mlp.c_fc.weight"][0][0]
     except (KeyError, IndexError, ValueError) as error:
         raise ModelError(f"not a TIPS checkpoint: it has no array {error}") from None
-    heads = heads or default_heads(dim)
-    ratio = _mlp_ratio(dim, hidden, swiglu)
+    with explained("not a TIPS checkpoint"):
+        heads = heads or default_heads(dim)
+        ratio = _mlp_ratio(dim, hidden, swiglu)
     try:
         return TipsConfig(
             VisionConfig(dim, depth, heads, image_size=grid * PATCH, mlp_ratio=ratio, swiglu=swiglu),
