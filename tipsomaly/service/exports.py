@@ -41,6 +41,8 @@ class Comparison:
     """At the size of the page."""
     metrics: Mapping[str, Metrics]
     """Pixel metrics against a ground-truth mask, by the same names; empty without one."""
+    truth: np.ndarray | None = None
+    """bool (height, width): the mask at the size of the page, if there is one."""
 
 
 @dataclass(frozen=True, eq=False)

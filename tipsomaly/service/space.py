@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from tipsomaly.data.images import load_image
@@ -87,15 +88,18 @@ class Space:
         own = own_prompts(normal, abnormal)
         loaded = load_image(image, MAX_PIXELS)
         results = self._compare(loaded.image, visitors_class(class_name), domain, model, own)
-        metrics = {}
+        small = jpeg(loaded.image)
+        found = {name: shown(r, loaded.image, small) for name, r in results.items()}
+        metrics, outline = {}, None
         if mask is not None:
             truth = read_mask(mask, loaded.image.size)
             for name, result in results.items():
                 accumulator = PixelMetrics()
                 accumulator.update(result.anomaly_map, truth)
                 metrics[name] = accumulator.compute()
-        small = jpeg(loaded.image)
-        return Comparison({name: shown(r, loaded.image, small) for name, r in results.items()}, metrics)
+            size = found["fixed"].width, found["fixed"].height
+            outline = np.asarray(Image.fromarray(truth).convert("L").resize(size, Image.Resampling.BOX)) > 0
+        return Comparison(found, metrics, outline)
 
     def batch(self, files: Iterable[str | Path], class_name: str, domain: str, model: str) -> Iterator[Row]:
         """A row for each picture among the files and in the zips among them, in order, at most MAX_BATCH."""

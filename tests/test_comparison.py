@@ -1,0 +1,92 @@
+"""The comparison of prompts on one picture: four cells, a difference and a sentence that follow from the numbers."""
+
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tipsomaly.detection.result import Result
+from tipsomaly.service import comparison
+from tipsomaly.service.exports import Comparison
+
+SIZE = 80
+TOP_LEFT, BOTTOM_RIGHT = (1, 1), (6, 6)  # patches of 10 pixels
+
+
+def result(mode, peak, global_score, high=0.8):
+    patches = np.full((8, 8), 0.2, np.float32)
+    patches[peak] = high
+    content = BytesIO()
+    Image.new("RGB", (SIZE, SIZE), "grey").save(content, "PNG")
+    return Result(0.3, global_score, patches, SIZE, SIZE, (SIZE, SIZE), "nut", mode, source=content.getvalue())
+
+
+def results(fixed=TOP_LEFT, learned=BOTTOM_RIGHT):
+    return {
+        "fixed": result("fixed", fixed, 0.5),
+        "learned": result("learned", learned, 0.1, 0.9),
+        "decoupled": result("decoupled", learned, 0.5, 0.9),
+    }
+
+
+def truth(peak):
+    mask = np.zeros((SIZE, SIZE), bool)
+    if peak:
+        mask[10 * peak[0] : 10 * peak[0] + 10, 10 * peak[1] : 10 * peak[1] + 10] = True
+    return mask
+
+
+def test_the_fourth_cell_has_the_learned_score_and_the_fixed_map():
+    found = comparison.cells(results())
+    assert list(found) == ["fixed", "decoupled", "reversed", "learned"]
+    assert found["reversed"].score == pytest.approx(0.1 + 0.8)
+    np.testing.assert_array_equal(found["reversed"].patch_map, found["fixed"].patch_map)
+    assert found["decoupled"].score == pytest.approx(0.5 + 0.9)
+
+
+def test_the_difference_is_signed():
+    values = comparison.difference(results())
+    assert values[65, 65] > 0.2 and values[15, 15] < -0.2 and abs(values[40, 15]) < 0.01
+    picture, most = comparison.difference_picture(Image.new("RGB", (SIZE, SIZE), "grey"), values)
+    assert most == np.abs(values).max()
+    red, _, blue = np.asarray(picture, int)[65, 65]
+    assert red > blue
+    red, _, blue = np.asarray(picture, int)[15, 15]
+    assert red < blue
+
+
+@pytest.mark.parametrize(
+    ("fixed", "learned", "defect", "words"),
+    [
+        (TOP_LEFT, BOTTOM_RIGHT, BOTTOM_RIGHT, "The fixed map peaks outside the defect, the learned map on it"),
+        (TOP_LEFT, BOTTOM_RIGHT, TOP_LEFT, "here decoupling does harm"),
+        (BOTTOM_RIGHT, BOTTOM_RIGHT, BOTTOM_RIGHT, "Both maps peak on the defect"),
+        (TOP_LEFT, TOP_LEFT, BOTTOM_RIGHT, "neither finds it"),
+        (TOP_LEFT, BOTTOM_RIGHT, None, "Nothing is defective here"),
+    ],
+)
+def test_the_sentence_says_what_the_mask_tells(fixed, learned, defect, words):
+    said = comparison.sentence(Comparison(results(fixed, learned), {}, truth(defect)))
+    assert words in said
+    assert said.endswith("global score, 0.50 (learned: 0.10), and the learned map; its image score is 1.40.")
+
+
+def test_without_a_mask_no_map_is_called_right():
+    said = comparison.sentence(Comparison(results(), {}))
+    assert said.startswith("The fixed map peaks at the top left, the learned map at the bottom right, and without")
+    assert comparison.sentence(Comparison(results(TOP_LEFT, TOP_LEFT), {})).startswith("Both maps peak at the top left")
+
+
+def test_the_page_shows_every_column_and_marks_the_decoupled_one():
+    metrics = {"pixel_auroc": 0.75, "aupro": 0.5}
+    names = [*results(), "own", "dapo"]
+    found = results() | {name: result(name, TOP_LEFT, 0.4) for name in ("own", "dapo")}
+    page = comparison.html(Comparison(found, dict.fromkeys(names, metrics), truth(TOP_LEFT)))
+    assert len(re.findall('<figure class="cell decoupled"', page)) == 1
+    assert page.count("<img") == page.count('alt="') == 4 + 1 + 2
+    rows = re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', page)
+    assert [name for name, _ in rows] == ["fixed", "decoupled", "reversed", "learned", "own", "dapo"]
+    s1_to_s5 = ["0.300", "0.500", "0.500", "0.400", "1.400"]
+    assert re.findall("<td>(.*?)</td>", dict(rows)["decoupled"]) == [*s1_to_s5, "75.0 %", "50.0 %"]
