@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ class Calibration:
     pictures: int
     settings: Mapping[str, Any]
     """`Pipeline.settings` of the pipeline that was calibrated."""
+    scores: tuple[float, ...] = ()
+    """Image scores of the normal pictures, ascending; files of the first version have none."""
+
+    @property
+    def false_alarms(self) -> tuple[float, float]:
+        """The share of other normal pictures that reach the image threshold: expected, and what it is at most in 95 %
+        of draws of as many normal pictures. Of the maximum of n these are 1 / (n + 1) and 1 - 0.05^(1 / n)."""
+        expected, most = share_above(allowed(self.target_fpr, self.pictures), self.pictures, 0.95)
+        return expected, most
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all."""
@@ -43,9 +52,11 @@ class Calibration:
             for value in (calibration.image_threshold, calibration.pixel_threshold, calibration.target_fpr):
                 if type(value) not in (int, float) or not math.isfinite(value):
                     raise ValueError("its thresholds are no numbers")
+            if not all(type(score) in (int, float) and math.isfinite(score) for score in calibration.scores):
+                raise ValueError("its scores are no numbers")
             if not isinstance(calibration.settings, dict) or not isinstance(calibration.class_name, str):
                 raise ValueError("its settings or class name are not there")
-            return calibration
+            return replace(calibration, scores=tuple(calibration.scores))
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ModelError, naming the difference, if a pipeline with these settings is not the one calibrated."""
@@ -80,3 +91,16 @@ _BINS = (0x3F800000 >> 9) + 1  # up to the score 1
 def allowed(share: float, count: int) -> int:
     """floor(share * count), where 0.29 of 100 is 29."""
     return int(share * count + 1e-9)
+
+
+def share_above(above: int, pictures: int, *quantiles: float) -> tuple[float, ...]:
+    """The share of other normal pictures that reach the score which `above` of so many pictures exceed: expected, and
+    quantiles of it. Of n scores drawn alike, the share of others above the k-th largest is beta(k, n + 1 - k), whatever
+    their distribution. Of a threshold between two scores it is said of the lower one, and so too much; one that all n
+    reach is taken for the lowest of them where quantiles are low, and may let everything pass where they are high."""
+    from scipy.stats import beta
+
+    if above >= pictures:
+        return 1.0, *(q ** (1 / pictures) if q < 0.5 else 1.0 for q in quantiles)
+    a, b = above + 1, pictures - above
+    return a / (pictures + 1), *beta.ppf(quantiles, a, b).tolist()

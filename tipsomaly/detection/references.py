@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tipsomaly.detection.calibration import allowed
+from tipsomaly.detection.calibration import allowed, share_above
 from tipsomaly.detection.combination import USES, Scale, Scales, Use
 from tipsomaly.detection.memory import KINDS, Kind, Memory, Neighbours, Subspace
 from tipsomaly.errors import ModelError, OptionError, explained, printable, short
@@ -150,18 +150,10 @@ class References:
     @property
     def false_alarms(self) -> tuple[float, float, float]:
         """The share of other normal pictures that reach the image threshold: expected, and the ends of the interval
-        that holds it in 95 % of draws of as many normal pictures. Of n scores drawn alike, the share of others above
-        the k-th largest is beta(k, n + 1 - k), whatever their distribution. Of a threshold between two scores it is
-        said of the lower one, and so too much."""
-        from scipy.stats import beta
-
-        n = self.pictures
+        that holds it in 95 % of draws of as many normal pictures. See `share_above`."""
         above = int((self.scores[self.use].double() >= self.image_threshold).sum())
-        a, b = above + 1, max(n - above, 0)
-        if not b:
-            return 1.0, 0.025 ** (1 / n), 1.0
-        low, high = beta.ppf((0.025, 0.975), a, b)
-        return a / (n + 1), float(low), float(high)
+        expected, low, high = share_above(above, self.pictures, 0.025, 0.975)
+        return expected, low, high
 
     def p_value(self, score: float) -> float:
         """The probability that a normal picture has at least this image score, as far as so few can tell: in

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tipsomaly.detection import visualization
+from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.result import Result
 from tipsomaly.studies.metrics import Metrics
 
@@ -31,6 +32,10 @@ class Inspection:
     abnormal: Mapping[str, float]
     """Cosines of the fixed sentences with the spatial token, the most similar first."""
     seconds: float
+    calibration: Calibration | None = None
+    """Of good pictures, if the verdict comes from some that were chosen on the page."""
+    unused: str | None = None
+    """Why the good pictures that were chosen do not serve this picture, in a line."""
 
 
 @dataclass(frozen=True, eq=False)

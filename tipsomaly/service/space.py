@@ -34,10 +34,13 @@ from tipsomaly.service.uploads import (
     reason,
     visitors_class,
 )
+from tipsomaly.studies.calibrate import thresholds
 from tipsomaly.studies.metrics import PixelMetrics
 
 PARALLEL = 8
 """Pictures of a batch that are in memory at once."""
+MIN_GOOD, MAX_GOOD = 5, 20
+"""Good pictures that a visitor calibrates with."""
 
 
 class Space:
@@ -65,13 +68,37 @@ class Space:
         """Labels of model and prompt set, as `inspect` and the others take them; the first is the default."""
         return list(dict.fromkeys(label for label, _ in self._pipelines))
 
-    def inspect(self, image: str | Path, class_name: str, domain: str, model: str) -> Inspection:
-        """Score one picture. Raises ImageError or ValueError with a line for the visitor."""
+    def inspect(
+        self, image: str | Path, class_name: str, domain: str, model: str, calibration: Calibration | None = None
+    ) -> Inspection:
+        """Score one picture; `calibration`, see `calibrate`, gives a verdict if it was made for the same class, fixed
+        prompts and model. Raises ImageError or ValueError with a line for the visitor."""
         started = time.perf_counter()
-        loaded = load_image(image, MAX_PIXELS)
-        result, normal, abnormal = self._score(loaded.image, visitors_class(class_name), domain, model)
+        loaded, name = load_image(image, MAX_PIXELS), visitors_class(class_name)
+        result, normal, abnormal = self._score(loaded.image, name, domain, model)
         result = replace(result, source=image, note=joined(loaded.note, result.note))
-        return Inspection(result, shown(result, loaded.image), normal, abnormal, time.perf_counter() - started)
+        unused = self._misfit(calibration, name, domain, model) if calibration else None
+        if calibration and not unused:
+            thresholds = {name: getattr(calibration, name) for name in ("image_threshold", "pixel_threshold")}
+            result = replace(result, **thresholds)
+        seconds = time.perf_counter() - started
+        judge = None if unused else calibration
+        return Inspection(result, shown(result, loaded.image), normal, abnormal, seconds, judge, unused)
+
+    def calibrate(
+        self, files: Iterable[str | Path], class_name: str, domain: str, model: str, target_fpr: float
+    ) -> Calibration:
+        """Thresholds from MIN_GOOD to MAX_GOOD good pictures, files or in a zip, of which the share `target_fpr` may be
+        called defective; from maps at the size of the page. Raises ValueError with a line for the visitor."""
+        rows = list(islice(self.batch(files, class_name, domain, model), MAX_GOOD + 1))
+        if not MIN_GOOD <= len(rows) <= MAX_GOOD:
+            many = "more" if len(rows) > MAX_GOOD else len(rows)
+            raise ValueError(f"choose {MIN_GOOD} to {MAX_GOOD} good pictures; these are {many}")
+        if bad := next((row for row in rows if row.error), None):
+            raise ValueError(f"{bad.name} cannot be used: {bad.error}")
+        name = visitors_class(class_name)
+        settings = self._pipeline(model, domain, name).settings()
+        return thresholds((row.result for row in rows if row.result), name, target_fpr, settings)
 
     def compare(
         self,
@@ -132,6 +159,15 @@ class Space:
     def _stream(self, images: list[Image.Image], class_name: str, domain: str, model: str) -> list[Result]:
         pipeline = self._pipeline(model, domain, class_name)
         return [replace(result, source=None) for result in pipeline.stream(images, class_name, batch_size=PARALLEL)]
+
+    def _misfit(self, calibration: Calibration, class_name: str, domain: str, model: str) -> str | None:
+        if calibration.class_name != class_name:
+            return f"they are of the class {calibration.class_name!r}"
+        try:
+            calibration.check(self._pipeline(model, domain, class_name).settings())
+        except ModelError as error:
+            return str(error)
+        return None
 
     def _pipeline(self, model: str, domain: str, class_name: str | None = None) -> Pipeline:
         if (model, domain) not in self._pipelines:

@@ -1,6 +1,7 @@
 """Thresholds from normal pictures: runs a pipeline over them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -8,6 +9,7 @@ from tqdm import tqdm
 from tipsomaly.data.images import ImageSource
 from tipsomaly.detection.calibration import Calibration, PixelCounts, allowed
 from tipsomaly.detection.pipeline import Pipeline
+from tipsomaly.detection.result import Result
 from tipsomaly.names import clean_class_name
 
 
@@ -25,20 +27,30 @@ def calibrate(
     The one for pictures is exact; the one for pixels is above that by at most 2^-14 of itself, since pixels are only
     counted, in bins of 512 float32 numbers. With fewer than 1 / target_fpr pictures no picture may reach the threshold.
     """
+    results = pipeline.stream(images, class_name, batch_size=batch_size)
+    shown = tqdm(results, total=len(images), unit="picture", disable=None if progress else True)
+    return thresholds(shown, clean_class_name(class_name), target_fpr, pipeline.settings())
+
+
+def thresholds(
+    results: Iterable[Result], class_name: str, target_fpr: float, settings: Mapping[str, Any]
+) -> Calibration:
+    """The same of what a pipeline with these settings says of normal pictures."""
     if not 0 < target_fpr < 1:
         raise ValueError(f"the target false-positive rate must be between 0 and 1, not {target_fpr}")
-    if not images:
-        raise ValueError("a calibration needs normal pictures")
     scores, pixels = [], PixelCounts()
-    results = pipeline.stream(images, class_name, batch_size=batch_size)
-    for result in tqdm(results, total=len(images), unit="picture", disable=None if progress else True):
+    for result in results:
         scores.append(result.score)
         pixels.add(result.anomaly_map)
+    if not scores:
+        raise ValueError("a calibration needs normal pictures")
+    scores.sort()
     return Calibration(
-        image_threshold=float(np.nextafter(sorted(scores)[-1 - allowed(target_fpr, len(scores))], np.inf)),
+        image_threshold=float(np.nextafter(scores[-1 - allowed(target_fpr, len(scores))], np.inf)),
         pixel_threshold=pixels.threshold(target_fpr),
-        class_name=clean_class_name(class_name),
+        class_name=class_name,
         target_fpr=target_fpr,
         pictures=len(scores),
-        settings=pipeline.settings(),
+        settings=settings,
+        scores=tuple(scores),
     )

@@ -1,0 +1,54 @@
+"""The bundled pictures, known by what is in them: an upload of one is the same picture."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tipsomaly.errors import ModelError, printable
+from tipsomaly.files import sha256
+
+
+@dataclass(frozen=True)
+class Example:
+    """A bundled picture."""
+
+    picture: Path
+    mask: Path | None
+    """Where it is defective; None of a good one."""
+    class_name: str
+    domain: str
+    caption: str
+
+
+class Examples:
+    """Those of a folder with an examples.json, pairs of a good picture and its defective twin."""
+
+    def __init__(self, folder: Path) -> None:
+        entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
+        self.all = [
+            Example(
+                folder / entry["picture"],
+                folder / entry["mask"] if entry["mask"] else None,
+                *(entry[key] for key in ("class_name", "domain", "caption")),
+            )
+            for entry in entries
+        ]
+        self._known: Mapping[str, Example] = {sha256(each.picture.read_bytes()): each for each in self.all}
+
+    def find(self, picture: str | Path | None) -> Example | None:
+        """The example that a file is, whatever its name."""
+        if picture is None:
+            return None
+        try:
+            return self._known.get(sha256(Path(picture).read_bytes()))
+        except OSError as error:
+            raise ModelError(f"{printable(picture)}: {error.strerror}") from None
+
+    def goods(self, without: Example | None = None) -> list[Path]:
+        """The good pictures, less those of one example's class: neither it nor its twin says what is normal for it."""
+        return [
+            example.picture
+            for example in self.all
+            if example.mask is None and (without is None or example.class_name != without.class_name)
+        ]

@@ -1,0 +1,107 @@
+"""Defective or not, in words and on a strip: what good pictures say of a score."""
+
+import math
+import shlex
+from html import escape
+from pathlib import Path
+
+from tipsomaly.detection.calibration import Calibration, allowed
+from tipsomaly.detection.result import Result
+from tipsomaly.service.examples import Examples
+from tipsomaly.service.exports import Inspection
+from tipsomaly.service.space import Space
+
+RATES = (0.01, 0.05, 0.1, 0.2)
+"""False-alarm rates to choose from."""
+BUNDLED = "nano / "
+"""How the choices of the model begin that is fast enough to calibrate with the bundled pictures unasked."""
+
+
+class Bundled:
+    """Verdicts for the bundled examples: each class is calibrated when it is first looked at, by the weights that are
+    there, with the good examples of all other classes."""
+
+    WHERE = "of other products, as each bundled one has a single good picture"
+
+    def __init__(self, space: Space, examples: Examples) -> None:
+        self.space, self.examples = space, examples
+        self._made: dict[tuple[str, str, str], Calibration] = {}
+
+    def calibration(self, image: str | Path, class_name: str, domain: str, model: str) -> Calibration | None:
+        """For a bundled picture under its own class and fixed prompts; None for any other."""
+        example, key = self.examples.find(image), (class_name, domain, model)
+        if example is None or (example.class_name, example.domain) != key[:2] or not model.startswith(BUNDLED):
+            return None
+        if key not in self._made:
+            self._made[key] = self.space.calibrate(self.examples.goods(example), *key, RATES[0])
+        return self._made[key]
+
+
+def card(inspection: Inspection, where: str = "") -> str:
+    """The verdict of an inspection, large, with the score among the good pictures where they are known; `where` says in
+    words which good pictures they are. Without thresholds a line that says what to do."""
+    result, calibration = inspection.result, inspection.calibration
+    if inspection.unused:
+        return f'<p class="none">Your good pictures do not serve here: {escape(inspection.unused)}.</p>'
+    if result.is_anomalous is None:
+        return (
+            '<p class="none">No verdict yet: a score has no threshold of its own. Choose good pictures of this product '
+            "below.</p>"
+        )
+    words = "Defective" if result.is_anomalous else "Looks normal"
+    kind = "anomalous" if result.is_anomalous else "normal"
+    threshold = f"{'at least' if result.is_anomalous else 'below'} the threshold {result.image_threshold:.3f}"
+    more = ""
+    if calibration and calibration.scores:
+        below = sum(score < result.score for score in calibration.scores)
+        threshold += f", above {below} of {calibration.pictures} good pictures{where and f' {escape(where)}'}"
+        more = strip(result, calibration) + f'<p class="of">{escape(trust(calibration))}</p>'
+    return f'<p class="verdict {kind}">{words}</p><p>Score {result.score:.3f}: {threshold}.</p>{more}'
+
+
+def strip(result: Result, calibration: Calibration) -> str:
+    """The good pictures' scores as dots on a line from the lowest possible score to the highest, with the threshold and
+    the picture's score."""
+    most = sum(result.image_score.values())
+
+    def left(value: float) -> str:
+        return f"left:{100 * min(max(value / most, 0), 1):.2f}%"
+
+    dots = "".join(f'<i class="good" style="{left(score)}"></i>' for score in calibration.scores)
+    below = sum(score < result.score for score in calibration.scores)
+    alt = (
+        f"The score {result.score:.3f} is above {below} of {calibration.pictures} good pictures, whose scores are "
+        f"{min(calibration.scores):.3f} to {max(calibration.scores):.3f}; the threshold is "
+        f"{calibration.image_threshold:.3f}, of at most {most:g}"
+    )
+    kind = "anomalous" if result.is_anomalous else "normal"
+    return (
+        f'<div class="strip" role="img" aria-label="{alt}">{dots}'
+        f'<i class="tick" style="{left(calibration.image_threshold)}"></i>'
+        f'<i class="here {kind}" style="{left(result.score)}"></i></div>'
+        '<div class="key" aria-hidden="true"><span><i class="good"></i>good pictures</span>'
+        '<span><i class="tick"></i>threshold</span><span><i class="here"></i>this picture</span></div>'
+    )
+
+
+def trust(calibration: Calibration) -> str:
+    """How far a false-alarm rate can be trusted with so few pictures."""
+    n, above = calibration.pictures, allowed(calibration.target_fpr, calibration.pictures)
+    expected, most = calibration.false_alarms
+    over = f"all {n} good pictures" if not above else f"all but {above} of {n} good pictures"
+    text = (
+        f"The threshold is just above {over}: of others like them {expected:.1%} are expected to be called defective, "
+        f"and with 95 % confidence at most {most:.1%}."
+    )
+    needed = math.ceil(1 / calibration.target_fpr - 1e-9) - 1
+    if needed > n:
+        text += f" To expect {calibration.target_fpr:.0%} takes {needed} good pictures."
+    return text
+
+
+def command(calibration: Calibration, domain: str, model: str) -> str:
+    """The shell command that gives the same verdicts, with calibration.json; `model` is a choice of the Space."""
+    name, _, prompts = model.rpartition(" / ")
+    words = ["tipsomaly", "detect", "photos/new", "--calibration", "calibration.json", "--model", name]
+    words += ["--prompts", prompts, "--domain", domain, "--class-name", calibration.class_name]
+    return shlex.join(words)
