@@ -89,4 +89,14 @@ def test_the_page_shows_every_column_and_marks_the_decoupled_one():
     rows = re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', page)
     assert [name for name, _ in rows] == ["fixed", "decoupled", "reversed", "learned", "own", "dapo"]
     s1_to_s5 = ["0.300", "0.500", "0.500", "0.400", "1.400"]
-    assert re.findall("<td>(.*?)</td>", dict(rows)["decoupled"]) == [*s1_to_s5, "75.0 %", "50.0 %"]
+    assert re.findall("<td>(.*?)</td>", dict(rows)["decoupled"]) == [*s1_to_s5, "75.0\xa0%", "50.0\xa0%"]
+
+
+def test_the_papers_tables_are_whole():
+    tables = comparison.paper().split('<p class="note">Table')[1:]
+    for table, rows, numbers in zip(tables, (3, 3, 5), (8, 8, 4), strict=True):
+        assert table.count('<th scope="row">') == rows
+        assert table.count("<td>") == rows * numbers + 1  # the corner
+        assert "the paper, TIPS-L/14-HR" in table
+    row = re.search(r'<th scope="row">fixed</th>(.*?)</tr>', tables[0])[1]
+    assert re.findall("<td>(.*?)</td>", row) == ["93.4", "96.1", "55.4", "24.6", "87.7", "90.9", "43.1", "11.5"]

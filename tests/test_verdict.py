@@ -89,11 +89,11 @@ def test_the_card_says_the_verdict_and_what_it_is_worth(space, calibration):
     assert card.count('<i class="good" style') == 5
     (left,) = re.findall(r'class="here anomalous" style="left:(.*?)%', card)
     assert float(left) == pytest.approx(found.result.score * 50, abs=0.01)
-    assert "just above all but 1 of 5 good pictures: of others like them 33.3% are expected" in card
+    assert "just above all but 1 of 5 good pictures: of others like them 33.3\xa0% are expected" in card
     fifteen = Calibration(1.0, 0.5, "tile", 0.01, 15, {}, tuple(i / 15 for i in range(15)))
     said = verdict.trust(fifteen)
-    assert f"{1 / 16:.1%} are expected" in said and f"at most {1 - 0.05 ** (1 / 15):.1%}" in said
-    assert "To expect 1% takes 99 good pictures" in said
+    assert f"{100 / 16:.1f}\xa0% are expected" in said and f"at most {100 * (1 - 0.05 ** (1 / 15)):.1f}\xa0%" in said
+    assert "To expect 1\xa0% takes 99 good pictures" in said
 
 
 def test_the_command_is_quoted(calibration):

@@ -14,6 +14,7 @@ from tipsomaly.detection.result import Result
 from tipsomaly.detection.scoring import STRATEGIES
 from tipsomaly.service.exports import Comparison
 from tipsomaly.studies.metrics import Metrics
+from tipsomaly.studies.paper import MODEL, NOTES, published
 
 CELLS = {
     ("fixed", "fixed"): "fixed",
@@ -31,6 +32,30 @@ SUGGESTIONS: Mapping[str, tuple[str, str]] = {
 """Phrases to begin with: for normal, for abnormal, one a line."""
 SIDE = 480
 """The longer side in pixels of the pictures of a comparison."""
+
+CSS = """
+#comparison .said {font-size: 1.1rem; font-weight: 500}
+#comparison figure {margin: 0; min-width: 0}
+#comparison img {width: 100%; display: block; border-radius: 4px}
+#comparison figcaption {font-size: .85rem; padding: .25rem 0}
+#comparison .two {display: grid; grid-template-columns: minmax(5.5rem, .4fr) 1fr 1fr; gap: .5rem; max-width: 860px}
+#comparison .head, #comparison .side {font-size: .85rem; align-self: end}
+#comparison .side {align-self: center}
+#comparison .cell {padding: 4px; border: 1px solid transparent; border-radius: 8px}
+#comparison .decoupled.cell {border: 3px solid #4f46e5}
+.wide tr.decoupled {background: var(--background-fill-secondary); font-weight: 600}
+#comparison .more {display: grid; margin: .75rem 0;
+  grid-template-columns: repeat(auto-fill, minmax(150px, 260px)); gap: .5rem}
+.card .note {font-size: .85rem}
+.wide {overflow-x: auto} .wide table {border-collapse: collapse; font-size: .85rem; white-space: nowrap}
+.wide td, .wide th {padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--border-color-primary)}
+.wide th[scope=row] {text-align: left}
+@media (max-width: 760px) {
+  #comparison .two {grid-template-columns: 1fr 1fr}
+  #comparison .two > div:first-child {display: none}
+  #comparison .side {grid-column: 1 / -1}
+}
+"""
 
 
 def cells(results: Mapping[str, Result]) -> dict[str, Result]:
@@ -125,14 +150,14 @@ def html(comparison: Comparison) -> str:
     values = difference(results)
     shown, most = difference_picture(results["fixed"].image, values)
     note = f"The learned map less the fixed map, from {values.min():+.2f} to {values.max():+.2f}"
-    ends = f'<span class="of">blue {-most:+.2f}: learned lower · red {most:+.2f}: learned higher</span>'
+    ends = f'<span class="note">blue {-most:+.2f}: learned lower · red {most:+.2f}: learned higher</span>'
     apart = f'<figure><img src="{source(shown)}" alt="{note}."><figcaption>{note}. {ends}</figcaption></figure>'
     further = "".join(figure(n, r, pictures[n]) for n, r in results.items() if n not in CELLS.values())
     outline = " The line goes around the mask's defect." if comparison.truth is not None else ""
     return (
         f'<div class="card" id="comparison"><p class="said">{escape(sentence(comparison))}</p>'
         f'<div class="two"><div></div>{heads}{rows}</div>'
-        f'<p class="of">One scale of colours, 0 to 1, for all maps.{outline}</p>'
+        f'<p class="note">One scale of colours, 0 to 1, for all maps.{outline}</p>'
         f'<div class="more">{apart}{further}</div>{strategies(results, comparison.metrics)}</div>'
     )
 
@@ -171,11 +196,36 @@ def strategies(results: Mapping[str, Result], metrics: Mapping[str, Metrics]) ->
         cells = "".join(f"<td>{value}</td>" for value in values)
         kind = ' class="decoupled"' if name == "decoupled" else ""
         rows += f'<tr{kind}><th scope="row">{escape(name)}</th>{cells}</tr>'
+    finds = ", and how well each map finds the mask's defect" if metrics else ""
+    return wide(f"The image score by each strategy of table 2c (the paper's is S5){finds}", heads, rows)
+
+
+def wide(caption: str, heads: str, rows: str) -> str:
+    """A table that scrolls sideways where the page is narrow."""
     return (
-        '<div class="wide" tabindex="0" role="region" aria-label="Strategies S1 to S5"><table>'
-        "<caption>The image score by each strategy of table 2c (the paper's is S5), and how well each map finds the "
-        f"mask's defect</caption><tr><th></th>{heads}</tr>{rows}</table></div>"
+        f'<p class="note">{escape(caption)}</p><div class="wide" tabindex="0" role="region" '
+        f'aria-label="{escape(caption)}"><table><tr><td></td>{heads}</tr>{rows}</table></div>'
     )
+
+
+def paper() -> str:
+    """Tables 2a, 2b and 2c of the paper, whole."""
+    words = {"image_auroc": "image AUROC", "image_ap": "AP", "pixel_auroc": "pixel AUROC", "aupro_200": "AUPRO"}
+    kinds = {"2a": "which prompts", "2b": "the loss that the learned prompts are trained with", "2c": "the image score"}
+    tables = ""
+    for number, kind in kinds.items():
+        sets = {name: published(number, name) for name in ("MVTec AD", "VisA")}
+        names = list(next(iter(sets.values())))
+        columns = [(name, metric) for name in sets for metric in words if metric in sets[name][names[0]]]
+        heads = "".join(f'<th scope="col">{name}<br>{words[metric]}</th>' for name, metric in columns)
+        rows = ""
+        for row in names:
+            numbers = "".join(f"<td>{100 * (sets[name][row][metric] or 0):.1f}</td>" for name, metric in columns)
+            marked = ' class="decoupled"' if row in ("decoupled", "local", "S5") else ""
+            rows += f'<tr{marked}><th scope="row">{row}</th>{numbers}</tr>'
+        tables += wide(f"Table {number}: {kind} (the paper, {MODEL}, percent)", heads, rows)
+        tables += f'<p class="note">{escape(NOTES[number])}</p>'
+    return f'<div class="card" id="paper">{tables}</div>'
 
 
 def measured(metrics: Metrics | None) -> str:
@@ -187,7 +237,7 @@ def measured(metrics: Metrics | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share in [0, 1] as a percentage."""
-    return "n/a" if value is None else f"{100 * value:.1f} %"
+    return "n/a" if value is None else f"{100 * value:.1f}\u00a0%"
 
 
 def picture(result: Result, truth: np.ndarray | None) -> str:

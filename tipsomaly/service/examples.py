@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tipsomaly.errors import ModelError, printable
 from tipsomaly.files import sha256
 
 
@@ -38,12 +37,10 @@ class Examples:
 
     def find(self, picture: str | Path | None) -> Example | None:
         """The example that a file is, whatever its name."""
-        if picture is None:
-            return None
         try:
-            return self._known.get(sha256(Path(picture).read_bytes()))
-        except OSError as error:
-            raise ModelError(f"{printable(picture)}: {error.strerror}") from None
+            return self._known.get(sha256(Path(picture).read_bytes())) if picture else None
+        except OSError:  # whoever reads it next says so
+            return None
 
     def goods(self, without: Example | None = None) -> list[Path]:
         """The good pictures, less those of one example's class: neither it nor its twin says what is normal for it."""

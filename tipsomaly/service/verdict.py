@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tipsomaly.detection.calibration import Calibration, allowed
 from tipsomaly.detection.result import Result
+from tipsomaly.service.comparison import percent
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
@@ -15,6 +16,19 @@ RATES = (0.01, 0.05, 0.1, 0.2)
 """False-alarm rates to choose from."""
 BUNDLED = "nano / "
 """How the choices of the model begin that is fast enough to calibrate with the bundled pictures unasked."""
+
+CSS = """
+.card .verdict {font-size: 2.4rem; font-weight: 700; line-height: 1.1; margin: 0}
+.strip {position: relative; height: 2rem; margin: .75rem 0 .25rem; border-bottom: 2px solid var(--border-color-primary)}
+.strip i {position: absolute; transform: translateX(-50%)}
+.strip .good {bottom: -5px; width: 10px; height: 10px; border-radius: 50%; background: #64748b; opacity: .75}
+.strip .tick {bottom: -8px; height: 1.6rem; width: 3px; background: var(--body-text-color)}
+.strip .here {bottom: 8px; width: 0; height: 0; border: 8px solid transparent;
+  border-top: 12px solid #4f46e5; border-bottom: 0}
+.strip .here.anomalous {border-top-color: #c2410c} .strip .here.normal {border-top-color: #047857}
+.key .good {background: #64748b; border-radius: 50%} .key .tick {background: var(--body-text-color); width: 3px}
+.key .here {background: #4f46e5; clip-path: polygon(0 0, 100% 0, 50% 100%)}
+"""
 
 
 class Bundled:
@@ -55,7 +69,7 @@ def card(inspection: Inspection, where: str = "") -> str:
     if calibration and calibration.scores:
         below = sum(score < result.score for score in calibration.scores)
         threshold += f", above {below} of {calibration.pictures} good pictures{where and f' {escape(where)}'}"
-        more = strip(result, calibration) + f'<p class="of">{escape(trust(calibration))}</p>'
+        more = strip(result, calibration) + f'<p class="note">{escape(trust(calibration))}</p>'
     return f'<p class="verdict {kind}">{words}</p><p>Score {result.score:.3f}: {threshold}.</p>{more}'
 
 
@@ -90,12 +104,12 @@ def trust(calibration: Calibration) -> str:
     expected, most = calibration.false_alarms
     over = f"all {n} good pictures" if not above else f"all but {above} of {n} good pictures"
     text = (
-        f"The threshold is just above {over}: of others like them {expected:.1%} are expected to be called defective, "
-        f"and with 95 % confidence at most {most:.1%}."
+        f"The threshold is just above {over}: of others like them {percent(expected)} are expected to be called "
+        f"defective, and with 95\u00a0% confidence at most {percent(most)}."
     )
     needed = math.ceil(1 / calibration.target_fpr - 1e-9) - 1
     if needed > n:
-        text += f" To expect {calibration.target_fpr:.0%} takes {needed} good pictures."
+        text += f" To expect {calibration.target_fpr * 100:g}\u00a0% takes {needed} good pictures."
     return text
 
 
