@@ -1,7 +1,6 @@
 """The Space: zero-shot anomaly detection in a browser and as a service. What it does is in tipsomaly/service/."""
 
 import argparse
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,16 +15,14 @@ from starlette.routing import Route
 
 from tipsomaly import ImageError, ModelError, __version__
 from tipsomaly.detection import visualization
-from tipsomaly.detection.result import Result
-from tipsomaly.detection.scoring import STRATEGIES
-from tipsomaly.prompts.methods import METHODS
+from tipsomaly.detection.calibration import Calibration
 from tipsomaly.prompts.sentences import ENSEMBLES
-from tipsomaly.prompts.strategy import MODES
-from tipsomaly.service import exports, uploads
+from tipsomaly.service import comparison, exports, uploads, verdict
+from tipsomaly.service.comparison_tab import ComparisonTab
+from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
-from tipsomaly.studies.paper import MODEL, NOTES, published
-from tipsomaly.studies.tables import table as markdown_table
+from tipsomaly.service.verdict_panel import VerdictPanel
 
 HERE = Path(__file__).parent
 CLASSES = (
@@ -33,7 +30,6 @@ CLASSES = (
     *("metal plate", "pcb", "perforated plate", "pill", "printed label", "screw", "skin", "solar cell", "tile"),
     *("toothbrush", "transistor", "wood", "zipper"),
 )
-COLUMNS = (*MODES, *METHODS, "own")
 BUTTONS = ["download", "fullscreen"]
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
 FILES_KEPT = 3600  # seconds
@@ -90,18 +86,12 @@ Sources and authors are in `examples/examples.json`.
 Every function of the page has an endpoint: `/detect`, `/localize`, `/compare`, `/batch`; `/health` says whether the
 server is up. See *Use via API* at the foot of the page, and the README.
 """
-TABLE_2 = f"""
-#### What the paper reports ({MODEL}, not measured here)
-Percent. Table 2a compares the first three columns above, 2b the losses that the learned prompts are trained with, 2c
-the strategies S1 to S5.
-
-"""
 
 
 # -- what is drawn as HTML; every word of a visitor is escaped ---------------------------------------------------------
 
 
-def score_card(inspection: Inspection) -> str:
+def score_card(inspection: Inspection, where: str = "") -> str:
     """The score as a number and as a bar of its two parts, and the verdict if there is a threshold."""
     result = inspection.result
     shares = f"global {result.global_score:.3f} and local {result.local_score:.3f} of at most 1 each"
@@ -110,22 +100,17 @@ def score_card(inspection: Inspection) -> str:
     widths = {part: 100 * result.image_score.get(part, 0) * value / most for part, value in parts.items()}
     left = 100 * min((threshold or 0) / most, 1)
     tick = "" if threshold is None else f'<div class="threshold" style="left:{left:.2f}%"></div>'
-    words = {
-        True: f'<span class="anomalous">anomalous</span>: at least the calibrated threshold {threshold or 0:.3f}',
-        False: f'<span class="normal">normal</span>: below the calibrated threshold {threshold or 0:.3f}',
-        None: "No verdict: no threshold has been calibrated for this class and these settings.",
-    }[result.is_anomalous]
     note = f"<p>Note: {escape(result.note)}.</p>" if result.note else ""
     kinds = ", ".join(f"<b>{escape(kind)}</b> {value:.2f}" for kind, value in list((result.kinds or {}).items())[:3])
     kinds = f'<p id="kinds">Kind of the strongest evidence: {kinds}</p>' if kinds else ""
-    return f"""<div class="card" id="score-card">
+    return f"""<div class="card" id="score-card">{verdict.card(inspection, where)}
 <div class="score">{result.score:.3f} <span class="of">of {most:g} · {escape(result.class_name)}</span></div>
 <div class="bar" role="img" aria-label="{shares}">
 <div class="global" style="width:{widths["spatial"]:.2f}%"></div>
 <div class="local" style="width:{widths["local"]:.2f}%"></div>{tick}</div>
 <div class="key"><span class="global"><i></i>global, p_a(spatial token): <b>{result.global_score:.3f}</b></span>
 <span class="local"><i></i>strongest local evidence: <b>{result.local_score:.3f}</b></span></div>
-<p>{words}</p>{kinds}{note}<p class="of">{inspection.seconds * 1000:.0f} ms</p></div>"""
+{kinds}{note}<p class="of">{inspection.seconds * 1000:.0f} ms</p></div>"""
 
 
 def sentences(inspection: Inspection, count: int = 4) -> str:
@@ -178,26 +163,40 @@ class Demo:
     """Handlers of events, over one Space. Their inputs and outputs are those of gradio's components."""
 
     def __init__(self, space: Space) -> None:
-        self.space = space
+        self.space, self.examples = space, Examples(HERE / "examples")
+        self.bundled = verdict.Bundled(space, self.examples)
 
     def inspect(
-        self, image: str | None, class_name: str, domain: str, model: str, threshold: float, rescaled: bool
+        self,
+        image: str | None,
+        class_name: str,
+        domain: str,
+        model: str,
+        threshold: float,
+        rescaled: bool,
+        calibration: Calibration | None = None,
     ) -> tuple:
         """A picture, to everything on the first two tabs."""
         if image is None:  # the picture was taken away
             return None, EMPTY, None, None, "", *self.redraw(None, threshold, rescaled)
         with explained():
-            inspection = self.space.inspect(image, class_name, domain, model)
+            known = None if calibration else self.bundled.calibration(image, class_name, domain, model)
+            inspection = self.space.inspect(image, class_name, domain, model, calibration or known)
         start = inspection.result.pixel_threshold
         threshold = threshold if start is None else start
         return (
             inspection,
-            score_card(inspection),
+            score_card(inspection, self.bundled.WHERE if known else ""),
             inspection.shown.overlay(inspection.result.pixel_threshold),
             exports.record(inspection.result),
             sentences(inspection),
             *self.redraw(inspection, threshold, rescaled),
         )
+
+    def pick(self, event: gr.SelectData) -> list[str]:
+        """An example's picture, class and fixed prompts."""
+        example = self.examples.all[event.index]
+        return [str(example.picture), example.class_name, example.domain]
 
     def redraw(self, inspection: Inspection | None, threshold: float, rescaled: bool) -> tuple:
         """What depends on the threshold and the scale, from the last run's maps: the model does not run again."""
@@ -223,26 +222,6 @@ class Demo:
             raise gr.Error("Inspect a picture first.", print_exception=False)
         with explained(), TemporaryDirectory() as folder:
             yield [str(path) for path in exports.write_files(inspection.result, threshold, Path(folder))]
-
-    def show_comparison(
-        self,
-        image: str | None,
-        class_name: str,
-        domain: str,
-        model: str,
-        normal: str,
-        abnormal: str,
-        mask: str | None,
-    ) -> tuple:
-        """A picture under each kind of prompts: overlays, then the rows of the table."""
-        with explained():
-            comparison = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
-        results, metrics = comparison.results, comparison.metrics
-        pictures = [
-            gr.Image(value=r and r.overlay(), label=f"{name}: {r.score:.3f}" if r else name, visible=r is not None)
-            for name, r in ((name, results.get(name)) for name in COLUMNS)
-        ]
-        return *pictures, [comparison_row(name, r, metrics.get(name)) for name, r in results.items()]
 
     def batch(
         self,
@@ -303,16 +282,6 @@ class Demo:
         return data, [(r.overlay(), name) for name, r in found.results.items()]
 
 
-def comparison_row(name: str, result: Result, metrics: dict | None) -> list[str | float]:
-    """A row of the comparison's table: strategies, then metrics where there is a mask."""
-    measured = [(metrics or {}).get(key) for key in ("pixel_auroc", "aupro")]
-    return [
-        name,
-        *(round(s, 3) for s in result.strategies.values()),
-        *("n/a" if m is None else round(m, 3) for m in measured),
-    ]
-
-
 def summary(rows: list[exports.Row]) -> str:
     """A batch in one line of Markdown."""
     failed = sum(row.error is not None for row in rows)
@@ -321,31 +290,7 @@ def summary(rows: list[exports.Row]) -> str:
     return text + full
 
 
-def paper_table(number: str) -> str:
-    """A part of the paper's table 2, for both of its data sets."""
-    columns = {"image_auroc": "image AUROC", "image_ap": "AP", "pixel_auroc": "pixel AUROC", "aupro_200": "AUPRO"}
-    found = {
-        f"{data_set}: {row}": metrics
-        for data_set in ("MVTec AD", "VisA")
-        for row, metrics in published(number, data_set).items()
-    }
-    columns = {metric: words for metric, words in columns.items() if any(metric in row for row in found.values())}
-    rows = [[name, *map(metrics.get, columns)] for name, metrics in found.items()]
-    return f"{markdown_table([f'table {number}', *columns.values()], rows)}\n{NOTES[number]}\n"
-
-
 EMPTY = '<div class="card">Choose a picture or one of the examples: the result appears here.</div>'
-
-
-def examples() -> list[list[str]]:
-    """The bundled pictures: path, class, fixed prompts and caption of each."""
-    folder = HERE / "examples"
-    entries = json.loads((folder / "examples.json").read_text(encoding="utf-8"))
-    return [[str(folder / e["picture"]), e["class_name"], e["domain"], e["caption"]] for e in entries]
-
-
-def pick_example(event: gr.SelectData) -> list[str]:
-    return examples()[event.index][:3]
 
 
 def build(space: Space) -> gr.Blocks:
@@ -376,7 +321,7 @@ def build(space: Space) -> gr.Blocks:
                 )
                 run = gr.Button("Inspect", variant="primary")
                 samples = gr.Gallery(
-                    [(path, caption) for path, *_, caption in examples()],
+                    [(str(example.picture), example.caption) for example in demo.examples.all],
                     label="Examples: good, and with a composed defect",
                     columns=2,  # a pair a row
                     height=420,
@@ -391,14 +336,15 @@ def build(space: Space) -> gr.Blocks:
                     domain = gr.Radio(list(ENSEMBLES), value="industrial", label="Fixed prompts, for the image score")
             with gr.Column(scale=2, min_width=320), gr.Tabs(overflow_behavior="wrap"):
                 settings = [class_name, domain, model]
-                with gr.Tab("Detection"):
+                with gr.Tab("Detection") as tab_d:
                     card = gr.HTML(EMPTY)
                     overlay = gr.Image(label="Anomaly map over the picture", height=420, buttons=BUTTONS, **picture)
                     gr.HTML(legend())
+                    verdicts = VerdictPanel(space, demo.examples, explained)
                     spoken = gr.HTML()
                     with gr.Accordion("As data", open=False):
                         data = gr.JSON(label="Scores")
-                with gr.Tab("Localization"):
+                with gr.Tab("Localization") as tab_l:
                     slider = gr.ImageSlider(label="Picture | anomaly map", max_height=420, **picture)
                     scale = gr.HTML(legend())
                     with gr.Row():
@@ -416,42 +362,9 @@ def build(space: Space) -> gr.Blocks:
                     downloads = gr.File(
                         label="Files, at the picture's own size", file_count="multiple", interactive=False
                     )
-                with gr.Tab("Prompt comparison"):
-                    gr.Markdown(
-                        "The paper's idea, on your picture: *fixed* prompts for both scores, *learned* prompts for "
-                        "both, or *decoupled*: fixed for the image score, learned for the map. One scale for all maps."
-                    )
-                    with gr.Accordion("Your own phrases, and a ground-truth mask", open=False):
-                        with gr.Row():
-                            normal = gr.Textbox(label="Normal, one phrase a line", placeholder="clean {}", lines=2)
-                            abnormal = gr.Textbox(
-                                label="Abnormal, one phrase a line", placeholder="{} with rust", lines=2
-                            )
-                        truth = gr.Image(
-                            label="Ground-truth mask (white is defective)",
-                            type="filepath",
-                            image_mode=None,
-                            sources=["upload"],
-                            height=160,
-                            elem_id="truth",
-                        )
-                    compare = gr.Button("Compare", variant="primary")
-                    with gr.Row():
-                        columns = [
-                            gr.Image(label=name, min_width=150, visible=name in MODES, buttons=[], **picture)
-                            for name in COLUMNS
-                        ]
-                    gr.HTML(legend())
-                    strategies = [f"{name} {words}" for name, words in STRATEGIES.items()]
-                    table = gr.Dataframe(
-                        headers=["prompts", *strategies, "pixel AUROC", "AUPRO"],
-                        label="Image score by the strategies S1 to S5 (the paper's is S5); metrics if there is a mask",
-                        wrap=True,
-                        column_widths=["13%", "11%", "12%", "11%", "15%", "15%", "12%", "11%"],
-                        interactive=False,
-                    )
-                    gr.Markdown(TABLE_2 + "\n".join(map(paper_table, ("2a", "2b", "2c"))))
-                with gr.Tab("Batch"):
+                with gr.Tab("Prompt comparison") as tab_c:
+                    comparing = ComparisonTab(space, demo.examples, explained)
+                with gr.Tab("Batch") as tab_b:
                     gr.Markdown(
                         f"Many pictures of one class (the class, model and prompts are those beside the tabs); at most "
                         f"{uploads.MAX_BATCH}, as files or in a zip."
@@ -464,7 +377,7 @@ def build(space: Space) -> gr.Blocks:
                     gallery = gr.Gallery(
                         label="Most anomalous first", columns=4, format="jpeg", height="auto", object_fit="contain"
                     )
-                with gr.Tab("About"):
+                with gr.Tab("About") as tab_a:
                     gr.Markdown(f"### The method in five sentences\n{METHOD}")
                     gr.Image(
                         str(HERE / "examples" / "method.png"),
@@ -478,15 +391,21 @@ def build(space: Space) -> gr.Blocks:
         private = {"api_visibility": "private"}
         model_runs = {"concurrency_limit": 2, "concurrency_id": "model"}
         picked = [image, class_name, domain]
-        pick = samples.select(pick_example, None, picked, show_progress="hidden", **private)
-        for event in (run.click, image.input, pick.then):
-            event(
+        pick = samples.select(demo.pick, None, picked, show_progress="hidden", **private)
+
+        def judge(event):
+            return event(
                 demo.inspect,
-                [image, *settings, threshold, rescaled],
+                [image, *settings, threshold, rescaled, verdicts.calibration],
                 [inspection, card, overlay, data, spoken, *drawn],
                 **private,
                 **model_runs,
             )
+
+        for event in (run.click, image.input, pick.then):
+            judge(event)
+        verdicts.connect(image, settings, lambda e: judge(e.success), **model_runs)
+        comparing.connect(tab_c, [tab_d, tab_l, tab_b, tab_a], image, settings, **model_runs)
         gr.on(
             [threshold.input, rescaled.input],
             demo.redraw,
@@ -498,8 +417,7 @@ def build(space: Space) -> gr.Blocks:
             **private,
         )
         make_files.click(demo.files, [inspection, threshold], downloads, concurrency_limit=1, **private)
-        own = [normal, abnormal, truth]
-        compare.click(demo.show_comparison, [image, *settings, *own], [*columns, table], **private, **model_runs)
+        own = [comparing.normal, comparing.abnormal, comparing.truth]
         batches = {"concurrency_limit": 1, "concurrency_id": "batch"}
         run_batch.click(
             demo.batch, [files_in, *settings], [report, gallery, scores, outputs], api_name="batch", **batches
@@ -527,7 +445,7 @@ def launch(space: Space, host: str = "127.0.0.1", port: int | None = None, block
         max_file_size=uploads.MAX_FILE,
         state_session_capacity=500,
         theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS),
-        css=CSS,
+        css=CSS + comparison.CSS + verdict.CSS,
         app_kwargs={"routes": [health]},
         show_error=True,
         ssr_mode=False,

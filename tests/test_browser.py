@@ -20,7 +20,6 @@ sys.path.insert(0, str(ROOT))
 import app  # noqa: E402
 
 PICTURE = ROOT / "examples" / "pictures" / "zipper-1.jpg"
-MASK = ROOT / "examples" / "masks" / "zipper-1.png"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
 
 
@@ -88,19 +87,37 @@ def test_an_example_is_one_click(page):
     page.get_by_text("of 2 · shirt").wait_for()
 
 
-def test_comparison_with_own_phrases_and_ground_truth(page):
-    upload(page)
+def test_an_example_has_a_verdict_and_a_comparison_with_its_mask(page):
+    page.locator("#examples button").filter(has_text="Floor tiles with a crack").click()
+    page.get_by_text("of 10 good pictures of other products").wait_for()
     page.get_by_role("tab", name="Prompt comparison").click()
-    page.get_by_role("button", name="Your own phrases").click()
-    page.get_by_label("Normal, one phrase a line", exact=True).fill("clean")
-    page.get_by_label("Abnormal, one phrase a line").fill("{} with rust")
-    page.locator("#truth input[type=file]").set_input_files(MASK)
-    page.get_by_role("button", name="Compare").click()
-    for name, result in Pipeline.from_pretrained().compare(PICTURE, "object").items():
-        page.get_by_text(f"{name}: {result.score:.3f}").wait_for()
-    page.get_by_text("own: ").wait_for()
-    assert page.get_by_text("n/a", exact=True).count() == 0  # there are metrics
+    said = page.locator("#comparison .said")
+    found = Pipeline.from_pretrained().compare(PICTURE.parent / "tile-defect.jpg", "tile")
+    said.get_by_text(f"its image score is {found['decoupled'].score:.2f}").wait_for()
+    assert page.locator("#comparison img").count() == 5
     assert page.get_by_text("not measured here").is_visible()
+    page.get_by_role("button", name="Try: Stained").click()
+    page.locator("#comparison th", has_text="own").wait_for()
+
+    page.locator("#examples button").filter(has_text="T-shirt with a coffee stain").click()  # all of it follows
+    found = Pipeline.from_pretrained().compare(PICTURE.parent / "shirt-defect.jpg", "shirt")
+    said.get_by_text(f"its image score is {found['decoupled'].score:.2f}").wait_for()
+
+
+def test_good_pictures_give_a_verdict(page, tmp_path):
+    picture, goods = Image.open(PICTURE.parent / "tile-good.jpg"), [tmp_path / f"{i}.png" for i in range(5)]
+    for i, path in enumerate(goods):
+        picture.crop((40 * i, 0, 40 * i + 300, 300)).save(path)
+    picture.crop((100, 200, 400, 500)).save(tmp_path / "next.png")
+    upload(page, tmp_path / "next.png")
+    page.get_by_text("No verdict yet").wait_for()
+    page.get_by_role("button", name="A verdict of your own").click()
+    page.locator("#goods input[type=file]").set_input_files(goods)
+    page.locator("#goods").get_by_text("4").first.wait_for()
+    page.get_by_role("button", name="Use these good pictures").click()
+    page.locator("#score-card").get_by_text("of 5 good pictures").first.wait_for()
+    page.get_by_role("button", name="Forget them").click()
+    page.get_by_text("No verdict yet").wait_for()
 
 
 def test_a_broken_upload_is_one_line(page, tmp_path):
