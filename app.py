@@ -126,16 +126,6 @@ def sentences(inspection: Inspection, count: int = 4) -> str:
     return f'<div class="card">Cosine of the sentence with the spatial token<div class="states">{columns}</div></div>'
 
 
-def legend(low: float = 0.0, high: float = 1.0) -> str:
-    """The map's colours, from `low` to `high`."""
-    colours = ", ".join("rgb({},{},{})".format(*c) for c in visualization.colours(9))
-    return (
-        f'<div class="legend"><span>{low:.2f} normal</span>'
-        f'<span class="ramp" style="background:linear-gradient(to right, {colours})"></span>'
-        f"<span>{high:.2f} abnormal</span></div>"
-    )
-
-
 # -- the functions behind the page: what a visitor did wrong becomes one line ------------------------------------------
 
 
@@ -201,7 +191,7 @@ class Demo:
     def redraw(self, inspection: Inspection | None, threshold: float, rescaled: bool) -> tuple:
         """What depends on the threshold and the scale, from the last run's maps: the model does not run again."""
         if inspection is None:
-            return threshold, None, legend(), None, None, [], None
+            return threshold, None, comparison.legend(), None, None, [], None
         shown, result = inspection.shown, replace(inspection.result)
         low, high = (float(shown.anomaly_map.min()), float(shown.anomaly_map.max())) if rescaled else (0.0, 1.0)
         heatmap = visualization.heatmap((shown.anomaly_map - low) / max(high - low, 1e-6))
@@ -209,7 +199,7 @@ class Demo:
         return (
             threshold,
             (shown.image, heatmap),
-            legend(low, high),
+            comparison.legend(low, high),
             exports.filled(shown, threshold),
             visualization.black_and_white(shown.mask(threshold)),
             regions,
@@ -229,6 +219,7 @@ class Demo:
         class_name: str,
         domain: str,
         model: str,
+        calibration: Calibration | None = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple]:
         """Summary, gallery, table and files to download."""
@@ -236,7 +227,7 @@ class Demo:
             raise gr.Error("Choose pictures or a zip first.", print_exception=False)
         rows = []
         with explained(), TemporaryDirectory() as folder:
-            for row in self.space.batch(files, class_name, domain, model):
+            for row in self.space.batch(files, class_name, domain, model, calibration):
                 rows.append(row)
                 progress(None, desc=f"{len(rows)} pictures")
             if not rows:
@@ -339,14 +330,14 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Tab("Detection") as tab_d:
                     card = gr.HTML(EMPTY)
                     overlay = gr.Image(label="Anomaly map over the picture", height=420, buttons=BUTTONS, **picture)
-                    gr.HTML(legend())
+                    gr.HTML(comparison.legend())
                     verdicts = VerdictPanel(space, demo.examples, explained)
                     spoken = gr.HTML()
                     with gr.Accordion("As data", open=False):
                         data = gr.JSON(label="Scores")
                 with gr.Tab("Localization") as tab_l:
                     slider = gr.ImageSlider(label="Picture | anomaly map", max_height=420, **picture)
-                    scale = gr.HTML(legend())
+                    scale = gr.HTML(comparison.legend())
                     with gr.Row():
                         threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the map", elem_id="threshold")
                         rescaled = gr.Checkbox(label="Stretch the colours to this picture")
@@ -420,7 +411,11 @@ def build(space: Space) -> gr.Blocks:
         own = [comparing.normal, comparing.abnormal, comparing.truth]
         batches = {"concurrency_limit": 1, "concurrency_id": "batch"}
         run_batch.click(
-            demo.batch, [files_in, *settings], [report, gallery, scores, outputs], api_name="batch", **batches
+            demo.batch,
+            [files_in, *settings, verdicts.calibration],
+            [report, gallery, scores, outputs],
+            api_name="batch",
+            **batches,
         )
 
         with gr.Group(visible=False):  # components of the endpoints' answers

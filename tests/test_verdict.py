@@ -52,7 +52,19 @@ def test_the_verdict_is_that_of_the_downloaded_file(space, calibration, tmp_path
         found = space.inspect(PICTURES / name, *SETTINGS, calibration)
         expected = pipeline(PICTURES / name, "tile")
         assert found.result.is_anomalous is expected.is_anomalous is (found.result.score >= calibration.image_threshold)
+        (row,) = space.batch([PICTURES / name], *SETTINGS, calibration)
+        assert row.result.is_anomalous is expected.is_anomalous
         assert found.result.pixel_threshold == found.shown.pixel_threshold == calibration.pixel_threshold
+
+
+def test_the_spaces_own_files_come_before_the_bundled_pictures(calibration, tmp_path):
+    calibration.save(tmp_path / "calibration.json")
+    space = Space(calibrations=[tmp_path / "calibration.json"])
+    assert Bundled(space, Examples(EXAMPLES)).calibration(PICTURES / "tile-good.jpg", *SETTINGS) is None
+    found = space.inspect(PICTURES / "tile-good.jpg", *SETTINGS)
+    assert found.calibration == calibration and "of 5 good pictures" in verdict.card(found)
+    other = space.inspect(PICTURES / "tile-good.jpg", *SETTINGS, replace(calibration, class_name="nut"))
+    assert other.calibration == calibration and "do not serve here" in verdict.card(other)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +124,9 @@ def test_examples_are_known_by_their_content_and_judged_by_other_products(space,
     assert examples.find(goods[0]) is None
 
     class Spied:
+        def is_calibrated(self, *settings):
+            return False
+
         def calibrate(self, files, *settings):
             asked.append(([file.name for file in files], settings))
             return object()

@@ -157,8 +157,18 @@ def html(comparison: Comparison) -> str:
     return (
         f'<div class="card" id="comparison"><p class="said">{escape(sentence(comparison))}</p>'
         f'<div class="two"><div></div>{heads}{rows}</div>'
-        f'<p class="note">One scale of colours, 0 to 1, for all maps.{outline}</p>'
+        f'{legend()}<p class="note">One scale of colours for all maps.{outline}</p>'
         f'<div class="more">{apart}{further}</div>{strategies(results, comparison.metrics)}</div>'
+    )
+
+
+def legend(low: float = 0.0, high: float = 1.0) -> str:
+    """The map's colours, from `low` to `high`."""
+    colours = ", ".join("rgb({},{},{})".format(*c) for c in visualization.colours(9))
+    return (
+        f'<div class="legend"><span>{low:.2f} normal</span>'
+        f'<span class="ramp" style="background:linear-gradient(to right, {colours})"></span>'
+        f"<span>{high:.2f} abnormal</span></div>"
     )
 
 

@@ -33,7 +33,7 @@ class Inspection:
     """Cosines of the fixed sentences with the spatial token, the most similar first."""
     seconds: float
     calibration: Calibration | None = None
-    """Of good pictures, if the verdict comes from some that were chosen on the page."""
+    """Of the good pictures that the verdict comes from, if it does."""
     unused: str | None = None
     """Why the good pictures that were chosen do not serve this picture, in a line."""
 

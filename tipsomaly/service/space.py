@@ -77,13 +77,15 @@ class Space:
         loaded, name = load_image(image, MAX_PIXELS), visitors_class(class_name)
         result, normal, abnormal = self._score(loaded.image, name, domain, model)
         result = replace(result, source=image, note=joined(loaded.note, result.note))
-        unused = self._misfit(calibration, name, domain, model) if calibration else None
-        if calibration and not unused:
-            thresholds = {name: getattr(calibration, name) for name in ("image_threshold", "pixel_threshold")}
-            result = replace(result, **thresholds)
+        unused = self._misfit(calibration, name, domain, model)
+        judge = self._pipeline(model, domain, name).calibration if unused or not calibration else calibration
+        result = judged(result, judge)
         seconds = time.perf_counter() - started
-        judge = None if unused else calibration
         return Inspection(result, shown(result, loaded.image), normal, abnormal, seconds, judge, unused)
+
+    def is_calibrated(self, class_name: str, domain: str, model: str) -> bool:
+        """Whether a class has verdicts by a file that the Space was started with."""
+        return (model, domain, class_name) in self._calibrated
 
     def calibrate(
         self, files: Iterable[str | Path], class_name: str, domain: str, model: str, target_fpr: float
@@ -128,9 +130,18 @@ class Space:
             outline = np.asarray(Image.fromarray(truth).convert("L").resize(size, Image.Resampling.BOX)) > 0
         return Comparison(found, metrics, outline)
 
-    def batch(self, files: Iterable[str | Path], class_name: str, domain: str, model: str) -> Iterator[Row]:
-        """A row for each picture among the files and in the zips among them, in order, at most MAX_BATCH."""
+    def batch(
+        self,
+        files: Iterable[str | Path],
+        class_name: str,
+        domain: str,
+        model: str,
+        calibration: Calibration | None = None,
+    ) -> Iterator[Row]:
+        """A row for each picture among the files and in the zips among them, in order, at most MAX_BATCH; `calibration`
+        as for `inspect`."""
         name = visitors_class(class_name)
+        judge = None if self._misfit(calibration, name, domain, model) else calibration
         entries = islice(pictures(files), MAX_BATCH)
         while chunk := list(islice(entries, PARALLEL)):
             loaded = [load_or_error(source) for _, source in chunk]
@@ -140,7 +151,7 @@ class Space:
                 if isinstance(entry, ImageError):
                     yield Row(label, error=reason(entry))
                 else:
-                    result = shown(next(results), entry.image)
+                    result = shown(judged(next(results), judge), entry.image)
                     yield Row(label, replace(result, note=joined(entry.note, result.note)))
 
     def _score(
@@ -160,7 +171,9 @@ class Space:
         pipeline = self._pipeline(model, domain, class_name)
         return [replace(result, source=None) for result in pipeline.stream(images, class_name, batch_size=PARALLEL)]
 
-    def _misfit(self, calibration: Calibration, class_name: str, domain: str, model: str) -> str | None:
+    def _misfit(self, calibration: Calibration | None, class_name: str, domain: str, model: str) -> str | None:
+        if calibration is None:
+            return None
         if calibration.class_name != class_name:
             return f"they are of the class {calibration.class_name!r}"
         try:
@@ -187,6 +200,13 @@ class Space:
                 self._calibrated[model, domain, calibration.class_name] = calibrated
                 fits = True
         return fits
+
+
+def judged(result: Result, calibration: Calibration | None) -> Result:
+    """The result with the thresholds of a calibration that fits it, if there is one."""
+    if calibration is None:
+        return result
+    return replace(result, image_threshold=calibration.image_threshold, pixel_threshold=calibration.pixel_threshold)
 
 
 def _prompt_sets(name: str) -> dict[str, Pipeline]:

@@ -46,6 +46,8 @@ class Bundled:
         example, key = self.examples.find(image), (class_name, domain, model)
         if example is None or (example.class_name, example.domain) != key[:2] or not model.startswith(BUNDLED):
             return None
+        if self.space.is_calibrated(*key):
+            return None
         if key not in self._made:
             self._made[key] = self.space.calibrate(self.examples.goods(example), *key, RATES[0])
         return self._made[key]
@@ -55,12 +57,10 @@ def card(inspection: Inspection, where: str = "") -> str:
     """The verdict of an inspection, large, with the score among the good pictures where they are known; `where` says in
     words which good pictures they are. Without thresholds a line that says what to do."""
     result, calibration = inspection.result, inspection.calibration
-    if inspection.unused:
-        return f'<p class="none">Your good pictures do not serve here: {escape(inspection.unused)}.</p>'
+    unused = inspection.unused and f"<p>Your good pictures do not serve here: {escape(inspection.unused)}.</p>"
     if result.is_anomalous is None:
-        return (
-            '<p class="none">No verdict yet: a score has no threshold of its own. Choose good pictures of this product '
-            "below.</p>"
+        return unused or (
+            "<p>No verdict yet: a score has no threshold of its own. Choose good pictures of this product below.</p>"
         )
     words = "Defective" if result.is_anomalous else "Looks normal"
     kind = "anomalous" if result.is_anomalous else "normal"
@@ -70,7 +70,7 @@ def card(inspection: Inspection, where: str = "") -> str:
         below = sum(score < result.score for score in calibration.scores)
         threshold += f", above {below} of {calibration.pictures} good pictures{where and f' {escape(where)}'}"
         more = strip(result, calibration) + f'<p class="note">{escape(trust(calibration))}</p>'
-    return f'<p class="verdict {kind}">{words}</p><p>Score {result.score:.3f}: {threshold}.</p>{more}'
+    return f'{unused or ""}<p class="verdict {kind}">{words}</p><p>Score {result.score:.3f}: {threshold}.</p>{more}'
 
 
 def strip(result: Result, calibration: Calibration) -> str:
