@@ -87,7 +87,7 @@ def plain_tower(tower: VisionTower, pixels: Tensor) -> ImageTokens:
     proj = tower.patch_embed["proj"]
     x = F.conv2d(pixels, proj.weight, proj.bias, stride=tower.config.patch_size)
     h, w = x.shape[2:]
-    x = x.flatten(2).transpose(1, 2) + tower._patch_positions(h, w)
+    x = x.flatten(2).transpose(1, 2) + tower.patch_positions(h, w)
     first = (tower.cls_token + tower.pos_embed[:, :1]).expand(len(x), -1, -1)
     x = torch.cat([first, tower.register_tokens.expand(len(x), -1, -1), x], dim=1)
     for block in tower.blocks:

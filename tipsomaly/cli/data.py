@@ -312,6 +312,7 @@ def train(
 
 @app.command()
 def calibrate(
+    context: typer.Context,
     normals: Annotated[list[str], typer.Argument(help="Normal pictures: files, folders or globs.", callback=not_empty)],
     target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
     model: ModelOption = "nano",
@@ -339,7 +340,7 @@ def calibrate(
         fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
     images = find_pictures(normals)
     tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
-    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **tiling)
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, context=context, **tiling)
     found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
     if found.pictures < 1 / target_fpr:
         few = f"a false-positive rate of {target_fpr:g} takes at least {1 / target_fpr:.0f} normal pictures"

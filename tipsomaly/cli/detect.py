@@ -46,6 +46,7 @@ from tipsomaly.cli.options import (
 )
 from tipsomaly.detection import visualization
 from tipsomaly.detection.drift import Drift
+from tipsomaly.detection.exported import is_export
 from tipsomaly.detection.formats import FORMATS, Format, Stems
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.records import Records, open_records, run_settings
@@ -57,6 +58,7 @@ from tipsomaly.files import file_name, to_json, whole_file
 
 @app.command()
 def detect(
+    context: typer.Context,
     images: Annotated[
         list[str], typer.Argument(help="Files, folders (searched recursively) or globs.", callback=not_empty)
     ],
@@ -113,6 +115,8 @@ def detect(
     are no longer like them, that is said at the end.
     """
     if engine is Engine.ray:
+        if is_export(model):
+            fail("an export runs on this machine alone: leave out --engine ray", 2)
         if compiled or as_json or overwrite or mutual:
             fail("--compile, --json, --overwrite and --mutual are not for --engine ray", 2)
         options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode and mode.value}
@@ -131,7 +135,9 @@ def detect(
     more = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
     more["readout"] = readout and readout.value
     more |= reference_options(reference, evidence)
-    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, **more)
+    pipe = load_pipeline(
+        model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, context=context, **more
+    )
     if reference:
         print(pipe.references(class_name).summary(), file=sys.stderr)
     settings = run_settings(pipe, class_name) | ({"mutual": True} if mutual else {})

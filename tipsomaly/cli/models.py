@@ -1,16 +1,39 @@
-"""`tipsomaly models`, `convert` and `convert-prompts`."""
+"""`tipsomaly models`, `convert`, `convert-prompts` and `export`."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
-from tipsomaly.cli.options import FileDType, SizeOption, app, fail
+from tipsomaly.cli.options import (
+    Domain,
+    DomainOption,
+    DType,
+    FileDType,
+    KindsOption,
+    ModelOption,
+    ModeOption,
+    PromptsOption,
+    ReadoutOption,
+    SigmaOption,
+    SizeOption,
+    app,
+    fail,
+    folder_path,
+    load_pipeline,
+    split_kinds,
+)
+from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.models.catalogue import BACKBONES
 from tipsomaly.models.folder import ModelFolder
 from tipsomaly.models.hub import BUNDLED, where_cached
+from tipsomaly.models.sessions import PACKAGES, PRECISIONS
 from tipsomaly.models.tips import Tips
+
+ExportFormat = Enum("ExportFormat", {name: name for name in PACKAGES}, type=str)
+Precision = Enum("Precision", {name: name for name in PRECISIONS}, type=str)
 
 
 @app.command()
@@ -62,6 +85,51 @@ def convert_prompts(
     except ValueError as error:
         fail(error, 1)
     print(f"{out}: {learned.normal.shape[0]} vectors a state, {learned.normal.shape[1]} wide")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", parser=folder_path)],
+    form: Annotated[
+        ExportFormat, typer.Option("--format", help="For onnxruntime or for OpenVINO.")
+    ] = ExportFormat.onnx,
+    class_names: Annotated[
+        list[str], typer.Option("--class-name", help="What will be on the pictures; may be repeated.")
+    ] = ["object"],  # noqa: B006 - typer copies it
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    domain: DomainOption = Domain.industrial,
+    mode: ModeOption = None,
+    kinds: KindsOption = None,
+    readout: ReadoutOption = None,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict inside.")
+    ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="fp16: half the file; bf16: faster where the processor has it. For openvino.")
+    ] = Precision.fp32,
+    parity: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Drawn pictures on which it is compared with the model.")
+    ] = 1000,
+) -> None:
+    """Export a detector for machines without torch: one graph from pixels of any size to score, map and verdict.
+
+    OUT_DIR gets the graph, the prototypes of the classes, export.json with the settings and how far the graph's scores
+    are from the model's, and run.py, which scores pictures without this package. `--model OUT_DIR` of the other
+    commands runs it, too. Nothing is written if the two differ by more than 1e-4 in fp32.
+    """
+    from tipsomaly.detection.export import export as export_pipeline
+
+    more = {"kinds": split_kinds(kinds), "readout": readout and readout.value}
+    pipe = load_pipeline(model, prompts, "cpu", DType.float32, image_size, domain, mode, sigma, calibration, **more)
+    record = export_pipeline(
+        pipe, folder, form.value, class_names, precision=precision.value, pictures=parity, progress=True
+    )
+    found = record["parity"]
+    worst = max(found["largest_difference"].values())
+    print(f"{folder}: {found['engine']}, scores and maps within {worst:.1g} on {found['pictures']} pictures")
 
 
 @app.command()

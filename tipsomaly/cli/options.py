@@ -16,6 +16,7 @@ from tipsomaly.data.samples import Sample
 from tipsomaly.data.words import call
 from tipsomaly.data.words import domain as domain_of
 from tipsomaly.detection.combination import USES
+from tipsomaly.detection.exported import is_export
 from tipsomaly.detection.formats import FORMATS
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
@@ -187,20 +188,28 @@ def load_pipeline(
     mode: Mode | None = None,
     sigma: float = SIGMA,
     calibration: Path | None = None,
+    *,
+    context: typer.Context | None = None,
     **more: Any,
 ) -> Pipeline:
-    return Pipeline.from_pretrained(
-        model,
-        prompts=prompts,
-        device=device,
-        dtype=dtype.value,
-        image_size=image_size,
-        domain=domain.value,
-        mode=mode and mode.value,
-        sigma=sigma,
-        calibration=calibration,
+    """The pipeline that a command's options ask for; with the command's context it may be an exported folder."""
+    options = {
+        "prompts": prompts,
+        "device": device,
+        "dtype": dtype.value,
+        "image_size": image_size,
+        "domain": domain.value,
+        "mode": mode and mode.value,
+        "sigma": sigma,
+        "calibration": calibration,
         **more,
-    )
+    }
+    if is_export(model):  # it has options of its own: those that were not given are not the defaults
+        if context is None:
+            fail(f"{printable(model)} is an export, which detect and calibrate take: give the model itself", 2)
+        source = {name: context.get_parameter_source(name) for name in options}
+        options = {name: value for name, value in options.items() if getattr(source[name], "name", "") == "COMMANDLINE"}
+    return Pipeline.from_pretrained(model, **options)
 
 
 def read_samples(

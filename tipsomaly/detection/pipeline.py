@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.combination import Use
 from tipsomaly.detection.detector import PromptDetector
 from tipsomaly.detection.engine import check_batch_size
+from tipsomaly.detection.exported import Exported, is_export
 from tipsomaly.detection.loading import load
 from tipsomaly.detection.mutual import MutualDetector
 from tipsomaly.detection.reference_detector import ReferenceDetector
@@ -66,8 +67,15 @@ class Pipeline(Scorer):
         options: `reference`, `evidence` and `reference_options`, see `Pipeline`; `image_size` (default: the model
             folder's), `domain`, `mode`, `kinds`, `sigma`, `tile`, `overlap` and `keep_aspect`, see `Settings`.
 
+        The folder of `tipsomaly export` gives an `Exported`, which has what a pipeline has for pictures; its options
+        are those that it was exported with.
+
         Raises ModelError, in one line, for a model, prompt set or option that cannot be used.
         """
+        if revision is None and is_export(model):
+            exported = Exported(model, calibration)
+            exported.check(device, dtype, prompts=prompts, **options)
+            return cast("Pipeline", exported)
         loaded = load(model, revision, prompts, device, dtype, options.get("mode"), options.get("domain", "industrial"))
         options["image_size"] = options.get("image_size") or loaded.image_size
         pipe = cls(loaded.tips, loaded.tokenizer, loaded.prompts, calibration=calibration, **options)

@@ -104,12 +104,12 @@ def anomaly_map(
     if isinstance(patch_map, np.ndarray):
         return anomaly_map(torch.from_numpy(patch_map), input_size, size, sigma).numpy()
     axes = [(patch_map.shape[i], input_size[i], (size or input_size)[i], sigma) for i in (-2, -1)]
-    rows, columns = (_resampling(*axis, patch_map.device) for axis in axes)
+    rows, columns = (resampling(*axis, patch_map.device) for axis in axes)
     return (rows @ patch_map.float() @ columns.T).clamp_(0.0, 1.0)
 
 
 @lru_cache(maxsize=64)
-def _resampling(patches: int, input_length: int, length: int, sigma: float, device: torch.device) -> Tensor:
+def resampling(patches: int, input_length: int, length: int, sigma: float, device: torch.device) -> Tensor:
     """(length, patches) float32: upsample to `input_length`, smooth with scipy's filter, resize to `length`."""
     from scipy.ndimage import gaussian_filter1d
 

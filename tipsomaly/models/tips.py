@@ -63,7 +63,7 @@ class LayerTokens:
         index = block - self.overwrite
         if not 0 <= index < len(self.tokens):
             return x
-        tokens = self.tokens[index].to(x.dtype).expand(len(x), -1, -1)
+        tokens = self.tokens[index].to(x.dtype).expand(x.shape[0], -1, -1)
         behind = at if block == 0 else at + tokens.shape[1]
         if block and self.mix:
             tokens = self.mix * x[:, at:behind] + (1 - self.mix) * tokens
@@ -127,12 +127,12 @@ class VisionTower(nn.Module):
         # The convolution as the matrix product that it is: two to three times as fast, and its output lies as tokens.
         patches = pixels.to(self.cls_token.dtype).unflatten(2, (h, patch)).unflatten(4, (w, patch))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        x = F.linear(patches, proj.weight.flatten(1), proj.bias) + self._patch_positions(h, w)
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-        register = self.register_tokens.expand(len(x), -1, -1)  # no positional embedding
+        x = F.linear(patches, proj.weight.flatten(1), proj.bias) + self.patch_positions(h, w)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        register = self.register_tokens.expand(x.shape[0], -1, -1)  # no positional embedding
         return torch.cat([cls, register, x], dim=1), (h, w)
 
-    def _patch_positions(self, h: int, w: int) -> Tensor:
+    def patch_positions(self, h: int, w: int) -> Tensor:
         """(1, h * w, D) positional embedding, resampled from the trained grid in float32."""
         grid, positions = self.config.grid, self.pos_embed[:, 1:]
         if (h, w) == (grid, grid):
