@@ -18,13 +18,13 @@ import numpy as np
 import onnx
 import torch
 
-from tipsomaly.detection.detector import PromptDetector
+from tipsomaly.detection.detector import PromptDetector, Prompts
 from tipsomaly.detection.graph import build
 from tipsomaly.models.config import VisionConfig
 from tipsomaly.models.sessions import OnnxRuntime, OpenVino, Session
 from tipsomaly.models.tips import VisionTower
 
-SIZES = {"nano": (128, 6, 4), "s14": (384, 12, 6), "b14": (768, 12, 12), "l14": (1024, 24, 16)}
+SIZES = {"nano": (128, 6, 2), "s14": (384, 12, 6), "b14": (768, 12, 12), "l14": (1024, 24, 16)}
 """Width, depth and heads of the vision tower."""
 
 
@@ -42,18 +42,19 @@ def main() -> None:
     for parameter in tower.parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=0.02)
-    prototypes = torch.nn.functional.normalize(torch.randn(1, 2, 2, dim), dim=-1)
+    image, patches = torch.nn.functional.normalize(torch.randn(2, 2, dim), dim=-1)
+    detector = PromptDetector(Prompts(image, 0.01), Prompts(patches, 0.01), encode=None)  # no text is encoded
     size = (options.image_size, options.image_size)
     pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "model.onnx"
-        onnx.save(build(tower, prototypes, 0.01, size, 4.0), graph)
+        onnx.save(build(tower, [detector], size, 4.0), graph)
         runs = {
-            "torch float32": torch_run(tower, prototypes, pixels),
+            "torch float32": torch_run(tower, detector, pixels),
             "onnxruntime float32": engine_run(OnnxRuntime(graph, options.threads), pixels),
             "OpenVINO float32": engine_run(OpenVino(graph, options.threads), pixels),
             "OpenVINO bfloat16": engine_run(OpenVino(graph, options.threads, "bfloat16"), pixels),
-            "torch bfloat16": torch_run(tower_copy(tower).bfloat16(), prototypes, pixels),
+            "torch bfloat16": torch_run(tower_copy(tower).bfloat16(), detector, pixels),
         }
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
         scores = {name: run() for name, run in runs.items()}  # and warm up
@@ -77,9 +78,7 @@ def tower_copy(tower: VisionTower) -> VisionTower:
     return copy.eval().requires_grad_(False)
 
 
-def torch_run(tower: VisionTower, prototypes: torch.Tensor, pixels: np.ndarray) -> Callable[[], float]:
-    detector = PromptDetector(prototypes[0, 0], prototypes[0, 1], 0.01)
-
+def torch_run(tower: VisionTower, detector: PromptDetector, pixels: np.ndarray) -> Callable[[], float]:
     @torch.inference_mode()
     def run() -> float:
         evidence = detector.score(tower(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255))
