@@ -214,3 +214,14 @@ def test_the_command(golden, picture, tmp_path):
     ):
         done = CliRunner().invoke(app, arguments)
         assert message in f"{done.exception} {done.output}"
+
+
+def test_auto_takes_an_engine_that_agrees_and_says_which(golden, picture):
+    detect = ["detect", str(picture), "--model", str(golden.folder), "--class-name", "nut", "--engine", "auto"]
+    detect += ["--image-size", str(golden.case["inference_size"])]
+    done = CliRunner().invoke(app, detect)
+    assert done.exit_code == 0, done.output
+    for said in ("engine: ", "torch ", "onnxruntime ", "openvino ", f"{golden.pipe(picture, 'nut').score:.4f}"):
+        assert said in done.output
+    done = CliRunner().invoke(app, [*detect, "--tile", "56"])
+    assert "engine: torch: an export takes whole pictures" in done.output

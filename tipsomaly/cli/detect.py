@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, cast
 
 import typer
 from tqdm import tqdm
@@ -52,7 +53,7 @@ from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.records import Records, open_records, run_settings
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
-from tipsomaly.errors import ImageError, printable
+from tipsomaly.errors import ImageError, ModelError, printable
 from tipsomaly.files import file_name, to_json, whole_file
 
 
@@ -95,7 +96,7 @@ def detect(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a picture instead of a table.")
     ] = False,
-    engine: Annotated[Engine, typer.Option(help="ray: all GPUs or CPUs of a machine or a cluster.")] = Engine.local,
+    engine: Annotated[Engine, typer.Option(help="auto: the fastest here; ray: many GPUs or CPUs.")] = Engine.local,
     actors: Annotated[
         int | None, typer.Option(min=1, help="With ray: how many models score; default: one a GPU, else one a CPU.")
     ] = None,
@@ -138,6 +139,8 @@ def detect(
     pipe = load_pipeline(
         model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, context=context, **more
     )
+    if engine is Engine.auto and not is_export(model):
+        pipe = _fastest(pipe, class_name, batch_size, context, "--mutual" * mutual or "--compile" * compiled)
     if reference:
         print(pipe.references(class_name).summary(), file=sys.stderr)
     settings = run_settings(pipe, class_name) | ({"mutual": True} if mutual else {})
@@ -257,6 +260,21 @@ def compare(
         pictures = [first.image, *(r.overlay() for r in results.values())]
         with whole_file(output / f"{Stems()(Path(image))}_comparison.png") as file:
             visualization.side_by_side(pictures, height=min(first.height, 512)).save(file, "PNG")
+
+
+def _fastest(pipe: Pipeline, class_name: str, batch_size: int, context: typer.Context, torch_alone: str) -> Pipeline:
+    """The pipeline in the engine that is the fastest here; which, and why, is said."""
+    folder = context.with_resource(TemporaryDirectory(ignore_cleanup_errors=True))
+    try:
+        from tipsomaly.detection.fastest import fastest
+
+        if torch_alone:
+            fail(f"{torch_alone} is not for --engine auto", 2)
+        found, why = fastest(pipe, class_name, Path(folder), batch_size)
+    except ModelError as error:
+        found, why = pipe, f"torch: {error}"
+    print(f"engine: {why}", file=sys.stderr)
+    return cast(Pipeline, found)
 
 
 def _detect_with_ray(sources: list[str], output: str | None, class_name: str, file_format: str, **options: Any) -> None:

@@ -83,7 +83,7 @@ Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, ty
 LayoutName = Enum("LayoutName", {name: name for name in LAYOUTS}, type=str)
 Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
 Evidence = Enum("Evidence", {name: name for name in ("auto", *USES)}, type=str)
-Engine = Enum("Engine", {name: name for name in ("local", "ray")}, type=str)
+Engine = Enum("Engine", {name: name for name in ("local", "auto", "ray")}, type=str)
 FileFormat = Enum("FileFormat", {name: name for name in (*FORMATS, "parquet", "jsonl")}, type=str)
 DType = Enum("DType", {name: name for name in ("auto", "fastest", *DTYPES)}, type=str)
 FileDType = Enum("FileDType", {name: name for name in ("auto", *DTYPES)}, type=str)
