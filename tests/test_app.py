@@ -19,6 +19,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from tipsomaly import Pipeline
+from tipsomaly.service.cards import score_card
+from tipsomaly.service.demo import Demo
+from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import record
 from tipsomaly.service.space import Space
 
@@ -34,7 +37,7 @@ SETTINGS = ("zipper", "industrial", NANO)
 
 @pytest.fixture(scope="module")
 def demo():
-    return app.Demo(Space())
+    return Demo(Space(), Examples(ROOT / "examples"))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +122,7 @@ def test_a_calibrated_class_gets_a_verdict_and_a_tick_in_the_bar(demo):
     inspection = demo.space.inspect(PICTURE, *SETTINGS)
     for threshold, word in ((0.5, "anomalous"), (1.9, "normal")):
         result = replace(inspection.result, image_threshold=threshold)
-        card = app.score_card(replace(inspection, result=result))
+        card = score_card(replace(inspection, result=result))
         assert f'class="verdict {word}"' in card
         assert f"left:{threshold * 50:.2f}%" in card
 

@@ -1,0 +1,171 @@
+"""The functions behind the page and its endpoints: what a visitor did wrong becomes one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import gradio as gr
+
+from tipsomaly.detection import visualization
+from tipsomaly.detection.calibration import Calibration
+from tipsomaly.errors import ImageError
+from tipsomaly.service import comparison, exports, uploads, verdict
+from tipsomaly.service.cards import EMPTY, score_card, sentences
+from tipsomaly.service.examples import Examples
+from tipsomaly.service.exports import Inspection
+from tipsomaly.service.space import Space
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """A visitor's mistake as one line of plain text, without the server's paths."""
+    try:
+        yield
+    except ImageError as error:
+        raise gr.Error(
+            escape(f"This picture cannot be used: {uploads.reason(error)}."), print_exception=False
+        ) from None
+    except ValueError as error:
+        raise gr.Error(escape(str(error)), print_exception=False) from None
+
+
+def chosen(image: str | None) -> str:
+    """The picture, or a line that asks for one."""
+    if image is None:
+        raise gr.Error("Choose a picture first.", print_exception=False)
+    return image
+
+
+class Demo:
+    """Handlers of events, over one Space. Their inputs and outputs are those of gradio's components."""
+
+    def __init__(self, space: Space, examples: Examples) -> None:
+        self.space, self.examples = space, examples
+        self.bundled = verdict.Bundled(space, self.examples)
+
+    def inspect(
+        self,
+        image: str | None,
+        class_name: str,
+        domain: str,
+        model: str,
+        threshold: float,
+        rescaled: bool,
+        calibration: Calibration | None = None,
+    ) -> tuple:
+        """A picture, to everything on the first two tabs."""
+        if image is None:  # the picture was taken away
+            return None, EMPTY, None, None, "", *self.redraw(None, threshold, rescaled)
+        with explained():
+            known = None if calibration else self.bundled.calibration(image, class_name, domain, model)
+            inspection = self.space.inspect(image, class_name, domain, model, calibration or known)
+        start = inspection.result.pixel_threshold
+        threshold = threshold if start is None else start
+        return (
+            inspection,
+            score_card(inspection, self.bundled.WHERE if known else ""),
+            inspection.shown.overlay(inspection.result.pixel_threshold),
+            exports.record(inspection.result),
+            sentences(inspection),
+            *self.redraw(inspection, threshold, rescaled),
+        )
+
+    def pick(self, event: gr.SelectData) -> list[str]:
+        """An example's picture, class and fixed prompts."""
+        example = self.examples.all[event.index]
+        return [str(example.picture), example.class_name, example.domain]
+
+    def redraw(self, inspection: Inspection | None, threshold: float, rescaled: bool) -> tuple:
+        """What depends on the threshold and the scale, from the last run's maps: the model does not run again."""
+        if inspection is None:
+            return threshold, None, comparison.legend(), None, None, [], None
+        shown, result = inspection.shown, replace(inspection.result)
+        low, high = (float(shown.anomaly_map.min()), float(shown.anomaly_map.max())) if rescaled else (0.0, 1.0)
+        heatmap = visualization.heatmap((shown.anomaly_map - low) / max(high - low, 1e-6))
+        regions = [[*region.box, region.area, round(region.peak, 3)] for region in result.regions(threshold)]
+        return (
+            threshold,
+            (shown.image, heatmap),
+            comparison.legend(low, high),
+            exports.filled(shown, threshold),
+            visualization.black_and_white(shown.mask(threshold)),
+            regions,
+            None,  # files of another threshold
+        )
+
+    def files(self, inspection: Inspection | None, threshold: float) -> Iterator[list[str]]:
+        """Paths to download; gradio copies the files before the next step deletes them."""
+        if inspection is None:
+            raise gr.Error("Inspect a picture first.", print_exception=False)
+        with explained(), TemporaryDirectory() as folder:
+            yield [str(path) for path in exports.write_files(inspection.result, threshold, Path(folder))]
+
+    def batch(
+        self,
+        files: list[str] | None,
+        class_name: str,
+        domain: str,
+        model: str,
+        calibration: Calibration | None = None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple]:
+        """Summary, gallery, table and files to download."""
+        if not files:
+            raise gr.Error("Choose pictures or a zip first.", print_exception=False)
+        rows = []
+        with explained(), TemporaryDirectory() as folder:
+            for row in self.space.batch(files, class_name, domain, model, calibration):
+                rows.append(row)
+                progress(None, desc=f"{len(rows)} pictures")
+            if not rows:
+                raise ValueError("there is no picture in these files")
+            cells, out = exports.table(rows), Path(folder)
+            exports.write_csv(cells, out / "scores.csv")
+            exports.write_overlays(rows, out / "overlays.zip")
+            gallery = [
+                (replace(r.result).overlay(), f"{r.result.score:.3f} {r.name}")
+                for r in exports.ranked(rows)[:60]
+                if r.result
+            ]
+            yield summary(rows), gallery, cells, [str(out / "scores.csv"), str(out / "overlays.zip")]
+
+    def detect_endpoint(self, image: str | None, class_name: str, domain: str, model: str) -> dict:
+        """Scores of a picture."""
+        with explained():
+            return exports.record(self.space.inspect(chosen(image), class_name, domain, model).result)
+
+    def localize_endpoint(
+        self, image: str | None, class_name: str, domain: str, model: str, threshold: float
+    ) -> Iterator[tuple[dict, list[str]]]:
+        """Scores and regions of a picture, and its files."""
+        with explained(), TemporaryDirectory() as folder:
+            result = self.space.inspect(chosen(image), class_name, domain, model).result
+            paths = exports.write_files(result, threshold, Path(folder))
+            yield exports.record(result, threshold), [str(path) for path in paths]
+
+    def compare_endpoint(
+        self,
+        image: str | None,
+        class_name: str,
+        domain: str,
+        model: str,
+        normal: str,
+        abnormal: str,
+        mask: str | None,
+    ) -> tuple[dict, list]:
+        """Scores of a picture under each kind of prompts, and overlays with their names."""
+        with explained():
+            found = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
+        data = {name: exports.record(r) | {"metrics": found.metrics.get(name)} for name, r in found.results.items()}
+        return data, [(r.overlay(), name) for name, r in found.results.items()]
+
+
+def summary(rows: list[exports.Row]) -> str:
+    """A batch in one line of Markdown."""
+    failed = sum(row.error is not None for row in rows)
+    text = f"**{len(rows) - failed} pictures scored**, {failed} could not be used."
+    full = f" At most {uploads.MAX_BATCH} are taken in one batch." if len(rows) == uploads.MAX_BATCH else ""
+    return text + full
