@@ -119,7 +119,9 @@ def build(space: Space) -> gr.Blocks:
                     )
                     gr.Markdown(ABOUT)
 
-        drawn = [threshold, slider, scale, outlined, mask_view, regions, downloads]
+        drawn = [slider, scale, outlined, mask_view, regions, downloads]
+        for component in (image, comparing.truth):  # gradio would open the file, and tell of its own paths if it cannot
+            component.preprocess = lambda sent: sent and sent.path
         private = {"api_visibility": "private"}
         model_runs = {"concurrency_limit": 2, "concurrency_id": "model"}
         picked = [image, class_name, domain]
@@ -129,7 +131,7 @@ def build(space: Space) -> gr.Blocks:
             return event(
                 demo.inspect,
                 [image, *settings, threshold, rescaled, verdicts.calibration],
-                [inspection, card, overlay, data, spoken, *drawn],
+                [inspection, card, overlay, data, spoken, threshold, *drawn],
                 **private,
                 **model_runs,
             )

@@ -72,7 +72,7 @@ def test_another_picture_has_no_verdict_until_good_ones_are_chosen(demo, tmp_pat
     Image.open(PICTURE).resize((200, 200)).save(tmp_path / "own.png")
     given = (tmp_path / "own.png", *SETTINGS, 0.5, False)
     _, card, *_, threshold = demo.inspect(*given)[:6]
-    assert "No verdict yet" in card and threshold == 0.5
+    assert "No verdict yet" in card and threshold == gr.skip()  # never written back
     chosen = replace(demo.bundled.calibration(PICTURE, *SETTINGS), image_threshold=0.1)
     assert ">Defective<" in demo.inspect(*given, chosen)[1]
     assert "do not serve here: they are of the class" in demo.inspect(*given, replace(chosen, class_name="nut"))[1]
@@ -88,13 +88,13 @@ def test_another_threshold_redraws_without_the_model(demo, result, monkeypatch):
     inspection = demo.inspect(PICTURE, *SETTINGS, 0.5, False)[0]
     monkeypatch.setattr(demo, "space", None)
     for threshold in (0.0, 0.3, 1.0):
-        _, (picture, heatmap), _, outlined, mask, regions, files = demo.redraw(inspection, threshold, False)
+        (picture, heatmap), _, outlined, mask, regions, files = demo.redraw(inspection, threshold, False)
         assert picture.size == heatmap.size == outlined.size == mask.size == (448, 448)
         assert [tuple(row[:5]) for row in regions] == [(*r.box, r.area) for r in result.regions(threshold)]
         np.testing.assert_array_equal(np.asarray(mask) > 0, result.mask(threshold))
         assert files is None
-    _, (_, plain), fixed_scale, *_ = demo.redraw(inspection, 0.5, False)
-    _, (_, stretched), own_scale, *_ = demo.redraw(inspection, 0.5, True)
+    (_, plain), fixed_scale, *_ = demo.redraw(inspection, 0.5, False)
+    (_, stretched), own_scale, *_ = demo.redraw(inspection, 0.5, True)
     assert np.asarray(stretched).max() > np.asarray(plain).max()
     assert "1.00 abnormal" in fixed_scale
     assert f"{result.anomaly_map.max():.2f} abnormal" in own_scale
@@ -115,6 +115,7 @@ def test_a_picture_that_cannot_be_used_is_one_safe_line(demo, tmp_path, function
         getattr(demo, function)(picture, *SETTINGS, *more)
     assert "This picture cannot be used" in caught.value.message
     assert "<b>" not in caught.value.message
+    assert "&" not in caught.value.message
     assert str(tmp_path) not in caught.value.message
 
 
@@ -173,6 +174,21 @@ def test_batch_endpoint(client, tmp_path, result):
 def test_endpoints_refuse_what_is_not_on_offer(client, settings):
     with pytest.raises(AppError):
         client.predict(handle_file(PICTURE), *settings, api_name="/detect")
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), None])
+def test_a_threshold_that_is_no_number_is_refused(demo, threshold):
+    with pytest.raises(gr.Error, match="the threshold is a number from 0 to 1"):
+        next(demo.localize_endpoint(PICTURE, *SETTINGS, threshold))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("empty.jpg", b""), ("text.png", b"text"), ("a.heic", b"\0\0\0\x18ftyp")]
+)
+def test_files_that_gradio_cannot_open_are_one_line(client, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AppError, match=r"^This picture cannot be used: [^/&<]+$"):
+        client.predict(handle_file(tmp_path / name), *SETTINGS, api_name="/detect")
 
 
 def test_endpoints_take_no_path_of_the_server(client):

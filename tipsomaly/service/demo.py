@@ -20,16 +20,15 @@ from tipsomaly.service.space import Space
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """A visitor's mistake as one line of plain text, without the server's paths."""
+def explained(page: bool = True) -> Iterator[None]:
+    """A visitor's mistake as one line without the server's paths: as HTML for the page, or for clients as it is."""
+    safe = escape if page else str
     try:
         yield
     except ImageError as error:
-        raise gr.Error(
-            escape(f"This picture cannot be used: {uploads.reason(error)}."), print_exception=False
-        ) from None
+        raise gr.Error(safe(f"This picture cannot be used: {uploads.reason(error)}."), print_exception=False) from None
     except ValueError as error:
-        raise gr.Error(escape(str(error)), print_exception=False) from None
+        raise gr.Error(safe(str(error)), print_exception=False) from None
 
 
 def chosen(image: str | None) -> str:
@@ -58,19 +57,19 @@ class Demo:
     ) -> tuple:
         """A picture, to everything on the first two tabs."""
         if image is None:  # the picture was taken away
-            return None, EMPTY, None, None, "", *self.redraw(None, threshold, rescaled)
+            return None, EMPTY, None, None, "", gr.skip(), *self.redraw(None, threshold, rescaled)
         with explained():
             known = None if calibration else self.bundled.calibration(image, class_name, domain, model)
             inspection = self.space.inspect(image, class_name, domain, model, calibration or known)
         start = inspection.result.pixel_threshold
-        threshold = threshold if start is None else start
         return (
             inspection,
             score_card(inspection, self.bundled.WHERE if known else ""),
             inspection.shown.overlay(inspection.result.pixel_threshold),
             exports.record(inspection.result),
             sentences(inspection),
-            *self.redraw(inspection, threshold, rescaled),
+            gr.skip() if start is None else start,  # the slider is the visitor's, and starts where a verdict is made
+            *self.redraw(inspection, threshold if start is None else start, rescaled),
         )
 
     def pick(self, event: gr.SelectData) -> list[str]:
@@ -78,16 +77,17 @@ class Demo:
         example = self.examples.all[event.index]
         return [str(example.picture), example.class_name, example.domain]
 
-    def redraw(self, inspection: Inspection | None, threshold: float, rescaled: bool) -> tuple:
+    def redraw(self, inspection: Inspection | None, threshold: float | None, rescaled: bool) -> tuple:
         """What depends on the threshold and the scale, from the last run's maps: the model does not run again."""
         if inspection is None:
-            return threshold, None, comparison.legend(), None, None, [], None
+            return None, comparison.legend(), None, None, [], None
+        with explained():
+            threshold = uploads.checked_threshold(threshold)
         shown, result = inspection.shown, replace(inspection.result)
         low, high = (float(shown.anomaly_map.min()), float(shown.anomaly_map.max())) if rescaled else (0.0, 1.0)
         heatmap = visualization.heatmap((shown.anomaly_map - low) / max(high - low, 1e-6))
         regions = [[*region.box, region.area, round(region.peak, 3)] for region in result.regions(threshold)]
         return (
-            threshold,
             (shown.image, heatmap),
             comparison.legend(low, high),
             exports.filled(shown, threshold),
@@ -96,11 +96,12 @@ class Demo:
             None,  # files of another threshold
         )
 
-    def files(self, inspection: Inspection | None, threshold: float) -> Iterator[list[str]]:
+    def files(self, inspection: Inspection | None, threshold: float | None) -> Iterator[list[str]]:
         """Paths to download; gradio copies the files before the next step deletes them."""
         if inspection is None:
             raise gr.Error("Inspect a picture first.", print_exception=False)
         with explained(), TemporaryDirectory() as folder:
+            threshold = uploads.checked_threshold(threshold)
             yield [str(path) for path in exports.write_files(inspection.result, threshold, Path(folder))]
 
     def batch(
@@ -134,14 +135,15 @@ class Demo:
 
     def detect_endpoint(self, image: str | None, class_name: str, domain: str, model: str) -> dict:
         """Scores of a picture."""
-        with explained():
+        with explained(page=False):
             return exports.record(self.space.inspect(chosen(image), class_name, domain, model).result)
 
     def localize_endpoint(
         self, image: str | None, class_name: str, domain: str, model: str, threshold: float
     ) -> Iterator[tuple[dict, list[str]]]:
         """Scores and regions of a picture, and its files."""
-        with explained(), TemporaryDirectory() as folder:
+        with explained(page=False), TemporaryDirectory() as folder:
+            threshold = uploads.checked_threshold(threshold)
             result = self.space.inspect(chosen(image), class_name, domain, model).result
             paths = exports.write_files(result, threshold, Path(folder))
             yield exports.record(result, threshold), [str(path) for path in paths]
@@ -157,7 +159,7 @@ class Demo:
         mask: str | None,
     ) -> tuple[dict, list]:
         """Scores of a picture under each kind of prompts, and overlays with their names."""
-        with explained():
+        with explained(page=False):
             found = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
         data = {name: exports.record(r) | {"metrics": found.metrics.get(name)} for name, r in found.results.items()}
         return data, [(r.overlay(), name) for name, r in found.results.items()]

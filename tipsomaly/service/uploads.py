@@ -32,6 +32,13 @@ def visitors_class(name: str | None) -> str:
     return name
 
 
+def checked_threshold(value: float | None) -> float:
+    """A threshold of the map. Raises ValueError unless it is in [0, 1], as NaN and an emptied field are not."""
+    if value is None or not 0 <= value <= 1:
+        raise ValueError(f"the threshold is a number from 0 to 1, not {'empty' if value is None else value}")
+    return value
+
+
 def own_prompts(normal: str, abnormal: str) -> PromptEnsemble | None:
     """Phrases, one a line, in the templates of the industrial ensemble; `{}` stands for the class name, and a phrase
     without it is put before the name: "rusty" means "rusty {}". None if both are empty."""
