@@ -136,7 +136,8 @@ def build(space: Space) -> gr.Blocks:
                 **model_runs,
             )
 
-        for event in (run.click, image.input, pick.then):
+        # whatever is changed, what is shown is of what is chosen now
+        for event in (run.click, image.input, pick.then, *(component.input for component in settings)):
             judge(event)
         verdicts.connect(image, settings, lambda e: judge(e.success), **model_runs)
         comparing.connect(tab_c, [tab_d, tab_l, tab_b, tab_a], image, settings, **model_runs)

@@ -63,6 +63,7 @@ def test_an_inspection_shows_score_parts_and_sentences(demo, result):
         assert f"{value:.3f}" in card
     assert "of 10 good pictures of other products" in card  # it is an example
     assert {key: data[key] for key in record(result)} == record(result)
+    assert f"peaks at {result.anomaly_map.max():.2f}" in card
     assert overlay.size == (448, 448)
     assert next(iter(inspection.abnormal)) in sentences
     assert threshold == inspection.calibration.pixel_threshold == inspection.result.pixel_threshold
@@ -97,7 +98,7 @@ def test_another_threshold_redraws_without_the_model(demo, result, monkeypatch):
     (_, stretched), own_scale, *_ = demo.redraw(inspection, 0.5, True)
     assert np.asarray(stretched).max() > np.asarray(plain).max()
     assert "1.00 abnormal" in fixed_scale
-    assert f"{result.anomaly_map.max():.2f} abnormal" in own_scale
+    assert f"{result.anomaly_map.max():.2f} most here" in own_scale
 
 
 def test_taking_the_picture_away_empties_the_page(demo):
@@ -106,11 +107,18 @@ def test_taking_the_picture_away_empties_the_page(demo):
     assert "Choose a picture" in card
 
 
-@pytest.mark.parametrize("function", ["inspect", "compare_endpoint", "detect_endpoint"])
+def test_a_picture_that_cannot_be_used_leaves_no_old_result_beside_it(demo, tmp_path):
+    (tmp_path / "<b>.png").write_bytes(b"no picture")
+    inspection, card, overlay, data, *_ = demo.inspect(tmp_path / "<b>.png", *SETTINGS, 0.5, False)
+    assert inspection is overlay is data is None
+    assert "This picture cannot be used" in card and str(tmp_path) not in card and "<b>" not in card
+
+
+@pytest.mark.parametrize("function", ["compare_endpoint", "detect_endpoint"])
 def test_a_picture_that_cannot_be_used_is_one_safe_line(demo, tmp_path, function):
     picture = tmp_path / "<b>secret.png"
     picture.write_bytes(b"\x89PNG broken")
-    more = {"inspect": (0.5, False), "compare_endpoint": ("", "", None)}.get(function, ())
+    more = {"compare_endpoint": ("", "", None)}.get(function, ())
     with pytest.raises(gr.Error) as caught:
         getattr(demo, function)(picture, *SETTINGS, *more)
     assert "This picture cannot be used" in caught.value.message

@@ -27,7 +27,8 @@ def score_card(inspection: Inspection, where: str = "") -> str:
 <div class="global" style="width:{widths["spatial"]:.2f}%"></div>
 <div class="local" style="width:{widths["local"]:.2f}%"></div>{tick}</div>
 <div class="key"><span class="global"><i></i>global, p_a(spatial token): <b>{result.global_score:.3f}</b></span>
-<span class="local"><i></i>strongest local evidence: <b>{result.local_score:.3f}</b></span></div>
+<span class="local"><i></i>strongest local evidence: <b>{result.local_score:.3f}</b>, of one
+patch; the map is smoothed and peaks at {inspection.shown.anomaly_map.max():.2f}</span></div>
 {kinds}{note}<p class="of">{inspection.seconds * 1000:.0f} ms</p></div>"""
 
 

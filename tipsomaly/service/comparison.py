@@ -163,12 +163,13 @@ def html(comparison: Comparison) -> str:
 
 
 def legend(low: float = 0.0, high: float = 1.0) -> str:
-    """The map's colours, from `low` to `high`."""
+    """The map's colours, from `low` to `high`: from 0 to 1, or from a picture's own least to its most."""
+    ends = ("normal", "abnormal") if (low, high) == (0, 1) else ("least here", "most here")
     colours = ", ".join("rgb({},{},{})".format(*c) for c in visualization.colours(9))
     return (
-        f'<div class="legend"><span>{low:.2f} normal</span>'
+        f'<div class="legend"><span>{low:.2f} {ends[0]}</span>'
         f'<span class="ramp" style="background:linear-gradient(to right, {colours})"></span>'
-        f"<span>{high:.2f} abnormal</span></div>"
+        f"<span>{high:.2f} {ends[1]}</span></div>"
     )
 
 

@@ -58,9 +58,13 @@ class Demo:
         """A picture, to everything on the first two tabs."""
         if image is None:  # the picture was taken away
             return None, EMPTY, None, None, "", gr.skip(), *self.redraw(None, threshold, rescaled)
-        with explained():
-            known = None if calibration else self.bundled.calibration(image, class_name, domain, model)
-            inspection = self.space.inspect(image, class_name, domain, model, calibration or known)
+        try:
+            with explained():
+                known = None if calibration else self.bundled.calibration(image, class_name, domain, model)
+                inspection = self.space.inspect(image, class_name, domain, model, calibration or known)
+        except gr.Error as error:  # nothing of another picture stays beside this one
+            card = f'<div class="card" role="alert">{error.message}</div>'
+            return None, card, None, None, "", gr.skip(), *self.redraw(None, threshold, rescaled)
         start = inspection.result.pixel_threshold
         return (
             inspection,
