@@ -5,21 +5,24 @@ import os
 from pathlib import Path
 
 import gradio as gr
-from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.middleware import Middleware
 
-from tipsomaly import ModelError, __version__
+from tipsomaly import ModelError
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.service import comparison, exports, uploads, verdict
 from tipsomaly.service.cards import EMPTY
 from tipsomaly.service.comparison_tab import ComparisonTab
 from tipsomaly.service.demo import Demo, explained
 from tipsomaly.service.examples import Examples
+from tipsomaly.service.middleware import Preview, RateLimit
+from tipsomaly.service.routes import MAX_WAITING, Routes
 from tipsomaly.service.space import Space
 from tipsomaly.service.texts import ABOUT, CLASSES, CSS, METHOD
 from tipsomaly.service.verdict_panel import VerdictPanel
 
 EXAMPLES = Path(__file__).parent / "examples"
+TITLE = "Tipsomaly"
+DESCRIPTION = "Is the thing on this picture defective, and where? Zero-shot: the model has never seen the product."
 BUTTONS = ["download", "fullscreen"]
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
 FILES_KEPT = 3600  # seconds
@@ -28,7 +31,7 @@ FILES_KEPT = 3600  # seconds
 def build(space: Space) -> gr.Blocks:
     """The page, and the endpoints."""
     demo = Demo(space, Examples(EXAMPLES))
-    with gr.Blocks(title="Tipsomaly", delete_cache=(FILES_KEPT // 4, FILES_KEPT)) as app:
+    with gr.Blocks(title=TITLE, delete_cache=(FILES_KEPT // 4, FILES_KEPT)) as app:
         inspection = gr.State(time_to_live=FILES_KEPT)
         picture = {"interactive": False, "format": "jpeg"}
         gr.Markdown(
@@ -174,18 +177,30 @@ def build(space: Space) -> gr.Blocks:
     return app
 
 
-def launch(space: Space, host: str = "127.0.0.1", port: int | None = None, block: bool = True) -> tuple[gr.Blocks, str]:
-    """Serve the page; returns it and its address."""
+def launch(
+    space: Space,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    block: bool = True,
+    mcp: bool = False,
+    rate_limit: int | None = None,
+) -> tuple[gr.Blocks, str]:
+    """Serve the page; returns it and its address. `mcp` serves the endpoints as tools, too, with the package mcp;
+    `rate_limit` is of requests a minute and visitor."""
     app = build(space)
-    health = Route("/health", lambda _: JSONResponse({"status": "ok", "version": __version__, "models": space.choices}))
-    _, url, _ = app.queue(max_size=200).launch(
+    routes = Routes(space, lambda: len(app._queue), EXAMPLES / "demo-detection.jpg")
+    middleware = [Middleware(Preview, title=TITLE, description=DESCRIPTION)]
+    if rate_limit:
+        middleware.insert(0, Middleware(RateLimit, per_minute=rate_limit))
+    _, url, _ = app.queue(max_size=MAX_WAITING, api_open=False).launch(  # nothing passes by the queue
         server_name=host,
         server_port=port,
         max_file_size=uploads.MAX_FILE,
         state_session_capacity=500,
         theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS),
         css=CSS + comparison.CSS + verdict.CSS,
-        app_kwargs={"routes": [health]},
+        app_kwargs={"routes": routes.all(), "middleware": middleware},
+        mcp_server=mcp or None,  # None: as GRADIO_MCP_SERVER says
         show_error=True,
         ssr_mode=False,
         quiet=not block,
@@ -212,10 +227,18 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--host", default=environment("GRADIO_SERVER_NAME", "127.0.0.1"), help="[%(default)s]")
     parser.add_argument("--port", type=int, default=environment("GRADIO_SERVER_PORT", "7860"), help="[%(default)s]")
+    parser.add_argument("--mcp", action="store_true", help="serve MCP, too; or GRADIO_MCP_SERVER=True")
+    parser.add_argument(
+        "--rate-limit",
+        type=int,
+        default=environment("TIPSOMALY_RATE_LIMIT", "0"),
+        help="requests a minute and visitor; or TIPSOMALY_RATE_LIMIT; 0: no limit [%(default)s]",
+    )
     args = parser.parse_args(arguments)
     try:
-        launch(Space(args.model, args.calibration), args.host, args.port)
-    except (ModelError, OSError) as error:  # OSError: the port is taken
+        space = Space(args.model, args.calibration)
+        launch(space, args.host, args.port, mcp=args.mcp, rate_limit=args.rate_limit)
+    except (ModelError, OSError, ImportError) as error:  # OSError: the port is taken; ImportError: no package mcp
         parser.error(str(error))
 
 

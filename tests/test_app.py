@@ -199,11 +199,6 @@ def test_files_that_gradio_cannot_open_are_one_line(client, tmp_path, name, cont
         client.predict(handle_file(tmp_path / name), *SETTINGS, api_name="/detect")
 
 
-def test_endpoints_take_no_path_of_the_server(client):
-    with pytest.raises(AppError):
-        client.predict({"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, *SETTINGS, api_name="/detect")
-
-
 def test_only_the_four_endpoints_are_public(client):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
         *("/detect", "/localize", "/compare", "/batch")
@@ -220,16 +215,20 @@ def upload(url: str) -> str:
     return json.load(urllib.request.urlopen(request))[0]
 
 
-def test_plain_http(url, result):
-    """What the README does with curl."""
-    image = {"path": upload(url), "meta": {"_type": "gradio.FileData"}}
-    call = urllib.request.Request(
+def call(url: str, image: dict) -> str:
+    """The events that /detect answers with in plain HTTP."""
+    request = urllib.request.Request(
         f"{url}gradio_api/call/detect",
         json.dumps({"data": [image, *SETTINGS]}).encode(),
         {"Content-Type": "application/json"},
     )
-    event = json.load(urllib.request.urlopen(call))["event_id"]
-    answer = urllib.request.urlopen(f"{url}gradio_api/call/detect/{event}").read().decode()
+    event = json.load(urllib.request.urlopen(request))["event_id"]
+    return urllib.request.urlopen(f"{url}gradio_api/call/detect/{event}").read().decode()
+
+
+def test_plain_http(url, result):
+    """What the README does with curl."""
+    answer = call(url, {"path": upload(url), "meta": {"_type": "gradio.FileData"}})
     assert "event: complete" in answer
     data = json.loads(answer.split("data: ", 1)[1].splitlines()[0])
     assert data[0]["score"] == pytest.approx(result.score)
@@ -249,6 +248,42 @@ def test_health(url):
     health = json.load(urllib.request.urlopen(f"{url}health"))
     assert health["status"] == "ok"
     assert health["models"] == [NANO, "nano / medical"]
+
+
+def test_a_picture_in_one_post_and_a_preview_of_our_own(url, result):
+    body = b'--b\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n' + Path(PICTURE).read_bytes()
+    body += b'\r\n--b\r\nContent-Disposition: form-data; name="class_name"\r\n\r\nzipper\r\n--b--\r\n'
+    request = urllib.request.Request(f"{url}detect", body, {"Content-Type": "multipart/form-data; boundary=b"})
+    assert json.load(urllib.request.urlopen(request)) == json.loads(json.dumps(record(result)))
+    page = urllib.request.urlopen(url).read().decode()
+    assert re.findall('<meta property="og:(?:title|image)" content="(.*?)"', page) == [
+        "Tipsomaly",
+        f"{url}thumbnail.jpg",
+    ]
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        {"path": "http://127.0.0.1:7860/x.png"},
+        {"path": "x.png", "url": "http://[::1]/x.png"},
+        {"path": "http://169.254.169.254/latest"},
+        {"path": "/etc/passwd"},
+        {"path": "../../etc/passwd"},
+    ],
+)
+def test_endpoints_reach_nothing_of_the_server(url, picture):
+    """Neither its files nor what only it can ask; in plain HTTP, as gradio's client would send a file of its own."""
+    answer = call(url, picture | {"meta": {"_type": "gradio.FileData"}})
+    assert "event: error" in answer
+    assert "root:" not in answer and "score" not in answer
+
+
+def test_nothing_passes_by_the_queue(url):
+    call = urllib.request.Request(f"{url}gradio_api/run/detect", b'{"data": []}', {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(call)
+    assert caught.value.code == 404
 
 
 def test_no_file_of_the_server_is_served(url):

@@ -69,10 +69,15 @@ class Space:
         return list(dict.fromkeys(label for label, _ in self._pipelines))
 
     def inspect(
-        self, image: str | Path, class_name: str, domain: str, model: str, calibration: Calibration | None = None
+        self,
+        image: str | Path | bytes,
+        class_name: str,
+        domain: str,
+        model: str,
+        calibration: Calibration | None = None,
     ) -> Inspection:
-        """Score one picture; `calibration`, see `calibrate`, gives a verdict if it was made for the same class, fixed
-        prompts and model. Raises ImageError or ValueError with a line for the visitor."""
+        """Score one picture, a file or its content; `calibration`, see `calibrate`, gives a verdict if it was made for
+        the same class, fixed prompts and model. Raises ImageError or ValueError with a line for the visitor."""
         started = time.perf_counter()
         loaded, name = load_image(image, MAX_PIXELS), visitors_class(class_name)
         result, normal, abnormal = self._score(loaded.image, name, domain, model)

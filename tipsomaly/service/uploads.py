@@ -32,11 +32,16 @@ def visitors_class(name: str | None) -> str:
     return name
 
 
-def checked_threshold(value: float | None) -> float:
-    """A threshold of the map. Raises ValueError unless it is in [0, 1], as NaN and an emptied field are not."""
-    if value is None or not 0 <= value <= 1:
-        raise ValueError(f"the threshold is a number from 0 to 1, not {'empty' if value is None else value}")
-    return value
+def checked_threshold(value: float | str | None) -> float:
+    """A threshold of the map, as a number or its text. Raises ValueError unless it is in [0, 1], as NaN and an emptied
+    field are not."""
+    try:
+        number = float("nan" if value is None else value)
+    except ValueError:
+        number = float("nan")
+    if not 0 <= number <= 1:
+        raise ValueError("the threshold is a number from 0 to 1")
+    return number
 
 
 def own_prompts(normal: str, abnormal: str) -> PromptEnsemble | None:
