@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tipsomaly.detection import scoring
-from tipsomaly.models.tips import ImageTokens, LayerTokens
+from tipsomaly.models.encoder import ImageTokens, LayerTokens
 from tipsomaly.prompts.cops import Cops, alignment_weight, distances
 from tipsomaly.prompts.method import TextEncoder, TrainingBatch
 

@@ -12,7 +12,7 @@ from tipsomaly.data.images import load_image, to_pixels
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.samples import Sample
 from tipsomaly.errors import ModelError, TrainingError
-from tipsomaly.models.tips import ImageTokens
+from tipsomaly.models.encoder import ImageTokens
 from tipsomaly.prompts.learned import LearnedPrompts
 from tipsomaly.prompts.losses import local_loss, upsample
 from tipsomaly.prompts.prototypes import probabilities

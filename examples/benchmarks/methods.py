@@ -19,7 +19,7 @@ from speed import SHAPES, machine, make_pipe, timed
 
 from tipsomaly import Pipeline
 from tipsomaly.models.device import choose_device, choose_dtype
-from tipsomaly.models.tips import ImageTokens
+from tipsomaly.models.encoder import ImageTokens
 from tipsomaly.prompts.method import PromptMethod, TrainingBatch
 from tipsomaly.prompts.methods import METHODS
 from tipsomaly.studies.training import Trainer

@@ -37,7 +37,8 @@ from tipsomaly.data.images import load_image, to_pixels
 from tipsomaly.detection import scoring
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.device import choose_device, choose_dtype
-from tipsomaly.models.tips import ImageTokens, Tips, VisionTower
+from tipsomaly.models.encoder import ImageTokens
+from tipsomaly.models.tips import Tips, VisionTower
 
 SHAPES = {"b14": (768, 12, 12), "l14": (1024, 24, 16)}
 BASELINE_BATCH = 8

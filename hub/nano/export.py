@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from tipsomaly import LearnedPrompts, Pipeline
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.encoder import ImageTokens
 from tipsomaly.models.folder import write_configs, write_words
-from tipsomaly.models.tips import ImageTokens
 from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.prompts.method import TrainingBatch
 from tipsomaly.studies.training import train_prompts

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tipsomaly.models.encoder import ImageTokens
 from tipsomaly.models.folder import ModelFolder
-from tipsomaly.models.tips import ImageTokens
 
 
 class Teacher:

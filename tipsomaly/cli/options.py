@@ -24,7 +24,7 @@ from tipsomaly.detection.tiling import SMALLEST
 from tipsomaly.errors import one_line, printable
 from tipsomaly.files import expand
 from tipsomaly.models.device import DTYPES
-from tipsomaly.models.tips import READOUTS
+from tipsomaly.models.encoder import READOUTS
 from tipsomaly.names import clean_class_name, clean_kinds
 from tipsomaly.prompts.methods import METHODS
 from tipsomaly.prompts.prompt_file import prompts_file

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tipsomaly.detection.scoring import anomaly_probability
 from tipsomaly.errors import ModelError
-from tipsomaly.models.tips import ImageTokens, LayerTokens, Tips
-from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.models.encoder import Encoder, ImageTokens, LayerTokens, Words
 from tipsomaly.prompts.method import Conditioned, PromptMethod, TextEncoder
 from tipsomaly.prompts.prototypes import pair, probabilities, prototypes
 from tipsomaly.prompts.sentences import PromptEnsemble
@@ -114,24 +113,33 @@ class PromptDetector:
         looked_at = self.patches.condition(tokens, self.encode)
         whole = looked_at if self.image is self.patches else self.image.condition(tokens, self.encode)
         both = torch.stack([whole.tokens.object, whole.tokens.spatial], dim=1)
-        images = anomaly_probability(both, pair(whole.prototypes), self.image.temperature)
+        images = anomaly_probability(both, pair(whole.prototypes), self.image.temperature, self.encode.bias)
         if not self.kinds:
-            patches = anomaly_probability(looked_at.tokens.patches, looked_at.prototypes, self.patches.temperature)
+            patches = self._patches(looked_at)
             return Evidence(images, patches if looked_at.weight is None else patches * looked_at.weight)
         kinds = probabilities(looked_at.tokens.patches, looked_at.prototypes, self.patches.temperature)[..., 1:]
         return Evidence(images, kinds.sum(-1).clamp(max=1), kinds)
+
+    def _patches(self, looked_at: Conditioned) -> Tensor:
+        """The probability of each patch. Sigmoids do not add up to 1: as in the released code the map is then
+        (1 - p_n + p_a) / 2, which of a softmax is p_a."""
+        tokens, temperature, bias = looked_at.tokens.patches, self.patches.temperature, self.encode.bias
+        if bias is None:
+            return anomaly_probability(tokens, looked_at.prototypes, temperature)
+        normal, abnormal = probabilities(tokens, pair(looked_at.prototypes), temperature, bias).unbind(-1)
+        return (1 - normal + abnormal) / 2
 
 
 class Detectors:
     """Makes detectors on the same towers, and keeps what they share: prototypes are computed once for each class."""
 
-    def __init__(self, tips: Tips, tokenizer: Tokenizer) -> None:
+    def __init__(self, tips: Encoder, tokenizer: Words) -> None:
         self._tips, self._encode = tips, TextEncoder(tips.text_encoder, tokenizer)
         self.sets: dict[Path, PromptMethod] = {}  # prompt sets of the model's folder that were asked for
         self._prototypes = lru_cache(maxsize=1024)(self._compute)
         self.sentences = lru_cache(maxsize=64)(self._sentences)
 
-    def __reduce__(self) -> tuple[type["Detectors"], tuple[Tips, Tokenizer]]:
+    def __reduce__(self) -> tuple[type["Detectors"], tuple[Encoder, Words]]:
         """What is kept is not pickled: it is computed again."""
         return Detectors, (self._tips, self._encode.tokenizer)
 

@@ -26,7 +26,7 @@ from tipsomaly.detection.tiling import Tiles
 from tipsomaly.detection.views import Picture, Scores, View, Viewer, ahead
 from tipsomaly.errors import ImageError, ModelError, OptionError, one_line, printable
 from tipsomaly.models.device import to_cpu, to_device
-from tipsomaly.models.tips import ImageTokens, LayerTokens, Readout, Tips
+from tipsomaly.models.encoder import Encoder, ImageTokens, LayerTokens, Readout
 
 NOT_FINITE = "its scores are not finite; a dtype of float32 helps where float16 is too narrow"
 
@@ -34,13 +34,13 @@ NOT_FINITE = "its scores are not finite; a dtype of float32 helps where float16 
 class Engine:
     """A vision tower, and how pictures are given to it."""
 
-    def __init__(self, tips: Tips, viewer: Viewer, sigma: float, readout: Readout = "tokens") -> None:
+    def __init__(self, tips: Encoder, viewer: Viewer, sigma: float, readout: Readout = "tokens") -> None:
         self.tips, self.viewer, self.sigma, self.readout = tips, viewer, sigma, readout
 
     @property
     def device(self) -> torch.device:
         """Where the tower is."""
-        return self.tips.vision_encoder.cls_token.device
+        return self.tips.device
 
     def scored(
         self, images: Iterable[ImageSource], detectors: Sequence[Detector], batch_size: int, maps: bool = False

@@ -115,7 +115,9 @@ def _check(pipeline: Pipeline, form: str, names: list[str], precision: str, pict
         raise OptionError("an export takes whole pictures, squashed to the input size: no tiles, no kept proportions")
     if pipeline.reference:
         raise OptionError("an export holds prompts alone: no normal pictures")
-    tower = pipeline.tips.vision_encoder.cls_token
+    tower = pipeline.tips
+    if tower.model_type != "tipsv2":
+        raise OptionError("an export is made of a TIPS: its graph knows no other backbone")
     if tower.device.type != "cpu" or tower.dtype != torch.float32:
         raise OptionError("an export is made from a pipeline on the CPU in float32 (device='cpu', dtype='float32')")
     if pipeline.calibration and names != [pipeline.calibration.class_name]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from tipsomaly.detection.detector import PromptDetector
 from tipsomaly.detection.scoring import IMAGE_SCORE, resampling
 from tipsomaly.errors import OptionError
-from tipsomaly.models.tips import LayerTokens, Readout, VisionTower
+from tipsomaly.models.encoder import LayerTokens, Readout
+from tipsomaly.models.tips import VisionTower
 from tipsomaly.prompts.prototypes import pair
 
 try:

@@ -8,10 +8,10 @@ import torch
 from tipsomaly.errors import ModelError
 from tipsomaly.models.catalogue import BACKBONES
 from tipsomaly.models.device import choose_device, choose_dtype
+from tipsomaly.models.encoder import Encoder, Words
+from tipsomaly.models.families import family
 from tipsomaly.models.folder import ModelFolder
 from tipsomaly.models.hub import resolve
-from tipsomaly.models.tips import Tips
-from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.prompts.find import default_prompts, read_prompts
 from tipsomaly.prompts.method import PromptMethod
 from tipsomaly.prompts.strategy import no_prompts
@@ -20,8 +20,8 @@ from tipsomaly.prompts.strategy import no_prompts
 class Loaded(NamedTuple):
     """What a pipeline is made of, and the folder that it came from."""
 
-    tips: Tips
-    tokenizer: Tokenizer
+    tips: Encoder
+    tokenizer: Words
     prompts: PromptMethod | None
     folder: ModelFolder
     image_size: int | tuple[int, int]
@@ -50,6 +50,5 @@ def load(
     if made_for in BACKBONES and folder.name in BACKBONES and made_for != folder.name:
         raise ModelError(f"these prompts were trained on {made_for}, the model is {folder.name}")
     folder = resolve(model, revision)
-    tips = folder.read_tips(device, tower_dtype)
-    tokenizer = folder.read_tokenizer(tips.config.text.max_length)
+    tips, tokenizer = family(folder).read(folder, device, tower_dtype)
     return Loaded(tips, tokenizer, prompts, folder, folder.read_image_size(tips.config))

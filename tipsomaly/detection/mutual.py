@@ -12,7 +12,7 @@ from tipsomaly.detection.detector import Evidence, PromptDetector
 from tipsomaly.detection.leave_one_out import Normal, how_unlike
 from tipsomaly.detection.memory import nearest, unit_tokens
 from tipsomaly.errors import OptionError
-from tipsomaly.models.tips import ImageTokens, LayerTokens
+from tipsomaly.models.encoder import ImageTokens, LayerTokens
 
 SHARE = 0.3
 """Of the other pictures, those that are most like a patch have a say in its score: the paper's interval [0, 30 %]."""

@@ -24,9 +24,9 @@ from tipsomaly.detection.scorer import BATCH_SIZE, Scorer
 from tipsomaly.detection.views import Picture
 from tipsomaly.errors import ImageError, ModelError, OptionError
 from tipsomaly.files import expand, staged_folder
-from tipsomaly.models.folder import write_model
+from tipsomaly.models.encoder import ImageTokens, LayerTokens
+from tipsomaly.models.families import FAMILIES
 from tipsomaly.models.publish import upload
-from tipsomaly.models.tips import ImageTokens, LayerTokens
 from tipsomaly.prompts.find import default_prompts, read_prompts
 from tipsomaly.prompts.method import PromptMethod
 from tipsomaly.prompts.sentences import PromptEnsemble
@@ -238,10 +238,10 @@ class Pipeline(Scorer):
         return {column: pipe._result(view.picture, i, name, note) for i, (column, pipe) in enumerate(columns.items())}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a model folder that `from_pretrained` and `transformers.Tipsv2Model` read, whole or not at all;
+        """Write a model folder that `from_pretrained` and transformers read, whole or not at all;
         files of other names that are there stay."""
         with staged_folder(expand(folder)) as staging:
-            write_model(staging, self.tips, self.tokenizer, self.image_size)
+            FAMILIES[self.tips.model_type].write(staging, self.tips, self.tokenizer, self.image_size)
             if self.prompts is not None:
                 name = self.prompts.metadata.get("name", "")
                 name = name if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else "default"  # whoever made them, chose it

@@ -20,7 +20,7 @@ from tipsomaly.detection.references import ReferenceOptions, References
 from tipsomaly.detection.views import View
 from tipsomaly.errors import ImageError, ModelError, OptionError, printable
 from tipsomaly.files import digest, expand, sha256
-from tipsomaly.models.tips import ImageTokens, LayerTokens
+from tipsomaly.models.encoder import ImageTokens, LayerTokens
 from tipsomaly.names import clean_class_name
 
 MAX_NORMALS = 200

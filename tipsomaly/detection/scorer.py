@@ -21,9 +21,8 @@ from tipsomaly.detection.result import Result
 from tipsomaly.detection.settings import Settings
 from tipsomaly.detection.views import Viewer
 from tipsomaly.errors import ImageError, ModelError, OptionError, one_line
+from tipsomaly.models.encoder import Encoder, Words
 from tipsomaly.models.folder import ModelFolder
-from tipsomaly.models.tips import Tips
-from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.names import clean_class_name
 from tipsomaly.prompts.method import PromptMethod
 from tipsomaly.prompts.methods import ready_method
@@ -43,8 +42,8 @@ class Scorer:
 
     def __init__(
         self,
-        tips: Tips,
-        tokenizer: Tokenizer,
+        tips: Encoder,
+        tokenizer: Words,
         prompts: PromptMethod | None = None,
         *,
         calibration: Calibration | str | Path | None = None,
@@ -71,6 +70,9 @@ class Scorer:
         if options.get("readout") is None:
             options["readout"] = (prompts.metadata if prompts else {}).get("readout", "tokens")
         self.options = Settings(size, patch_size=vision.patch_size).but(**options)
+        if self.options.readout not in tips.readouts:
+            choices = ", ".join(tips.readouts)
+            raise OptionError(f"this backbone has no readout {self.options.readout!r}: choose {choices}")
         viewer = Viewer(self.image_size, vision.patch_size, self.options.tiling, self.options.keep_aspect)
         self.engine = Engine(tips, viewer, self.options.sigma, self.options.readout)
         if prompts is None and self.mode != "fixed":
@@ -131,7 +133,7 @@ class Scorer:
         learned = self.prompts if self.mode != "fixed" else None
         return {
             **self.options.record(),
-            "dtype": str(self.tips.vision_encoder.cls_token.dtype).removeprefix("torch."),
+            "dtype": str(self.tips.dtype).removeprefix("torch."),
             "model": self.tips.digest(self.tokenizer.model),
             "prompts": learned and learned.digest(),
             "reference": self.reference and self.reference.digest(),

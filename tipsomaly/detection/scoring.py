@@ -34,13 +34,13 @@ Strategy = str | Mapping[str, float]
 the largest patch probability."""
 
 
-def anomaly_probability(tokens: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
+def anomaly_probability(tokens: Tensor, prototypes: Tensor, temperature: float, bias: float | None = None) -> Tensor:
     """p_a of equation 1: the softmax over cosine similarities / temperature, its abnormal part.
 
     tokens (B, ..., D), of any length; prototypes (1 + K, D), or (B, 1 + K, D) for each picture its own, unit vectors,
-    the normal one first -> (B, ...) float32 in [0, 1], the sum over the K abnormal ones.
+    the normal one first -> (B, ...) float32 in [0, 1], the sum over the K abnormal ones. `bias`: see `probabilities`.
     """
-    return probabilities(tokens, prototypes, temperature)[..., 1:].sum(-1).clamp(max=1)
+    return probabilities(tokens, prototypes, temperature, bias)[..., 1:].sum(-1).clamp(max=1)
 
 
 def image_scores(object_score: float, spatial_score: float, local_score: float) -> dict[str, float]:

@@ -8,8 +8,8 @@ from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.detection.tiling import Tiling
 from tipsomaly.errors import OptionError
 from tipsomaly.files import digest
+from tipsomaly.models.encoder import READOUTS, Readout
 from tipsomaly.models.shapes import PATCH
-from tipsomaly.models.tips import READOUTS, Readout
 from tipsomaly.names import clean_kinds
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble, ensemble
 from tipsomaly.prompts.strategy import MODES, Mode

@@ -56,6 +56,8 @@ class TipsConfig:
     vision: VisionConfig
     text: TextConfig
     temperature: float
+    bias: float | None = None
+    """With it a probability is the sigmoid of cosine / temperature + bias (SigLIP), without it equation 1's softmax."""
 
     def __post_init__(self) -> None:
         for name, tower in (("vision", self.vision), ("text", self.text)):
@@ -76,6 +78,8 @@ class TipsConfig:
             raise ValueError(f"image size {self.vision.image_size} is smaller than a patch")
         if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
             raise ValueError(f"the temperature must be positive, not {self.temperature}")
+        if self.bias is not None and not math.isfinite(self.bias):
+            raise ValueError(f"the bias must be a number, not {self.bias}")
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "TipsConfig":

@@ -21,7 +21,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WORDS = "words.txt"
 SMALL_FILES = ["config.json", "preprocessor_config.json", "tokenizer.model", "tokenizer_config.json", WORDS]
-SMALL_FILES += ["prompts/*.safetensors"]
+SMALL_FILES += ["tokenizer.json", "prompts/*.safetensors"]
 FILES = [*SMALL_FILES, WEIGHTS, INDEX, "model-*-of-*.safetensors"]
 """What we need of a repository, and all that is fetched."""
 
@@ -88,6 +88,11 @@ class ModelFolder:
             if temperature is not None and not math.isclose(temperature.item(), config.temperature, rel_tol=1e-6):
                 config = replace(config, temperature=temperature.item())
             return Tips.from_state_dict(config, from_transformers(state))
+
+    def read_model(self, device: torch.device, dtype: torch.dtype) -> tuple[Tips, Tokenizer]:
+        """Both at once, as a family reads them."""
+        tips = self.read_tips(device, dtype)
+        return tips, self.read_tokenizer(tips.config.text.max_length)
 
     def _weight_files(self) -> list[Path]:
         """model.safetensors, or the shards that its index names."""

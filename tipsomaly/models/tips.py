@@ -11,8 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,54 +19,7 @@ from torch import Tensor, nn
 
 from tipsomaly.files import sha256
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
-
-
-class ImageTokens(NamedTuple):
-    """What the vision tower says of a batch of images; not yet L2-normalised."""
-
-    object: Tensor
-    """(B, D) the object-centric token g_o (the CLS token)."""
-    spatial: Tensor
-    """(B, D) the spatial token g_s (the register token)."""
-    patches: Tensor
-    """(B, h, w, D) the patch tokens, h = H / 14 and w = W / 14."""
-
-
-Readout = Literal["tokens", "values"]
-READOUTS: tuple[Readout, ...] = ("tokens", "values")
-"""Patch tokens as the last block makes them; or its value tokens, as MaskCLIP (Zhou et al., ECCV 2022) and the authors
-of TIPS take them for segmentation: there each token attends to itself alone. Global tokens are always the former."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerTokens:
-    """Learned tokens that the blocks of a tower are given among its own, one set a block from the first on.
-
-    They are inserted before the first block and dropped after the last (DAPO), or with `overwrite` they take the place
-    of the first positions, from the second block on (CoPS). A block behind the last set keeps what the others made.
-    """
-
-    tokens: Tensor
-    """(blocks, m, D)"""
-    mix: float = 0.0
-    """The share of what the block before made of a token; the learned one has the rest."""
-    overwrite: bool = False
-
-    @property
-    def added(self) -> int:
-        """By how many positions they lengthen a sequence."""
-        return 0 if self.overwrite else self.tokens.shape[1]
-
-    def before(self, block: int, x: Tensor, at: int = 0) -> Tensor:
-        """What block number `block` is given instead of x (B, N, D); the tokens stand at position `at`."""
-        index = block - self.overwrite
-        if not 0 <= index < len(self.tokens):
-            return x
-        tokens = self.tokens[index].to(x.dtype).expand(x.shape[0], -1, -1)
-        behind = at if block == 0 else at + tokens.shape[1]
-        if block and self.mix:
-            tokens = self.mix * x[:, at:behind] + (1 - self.mix) * tokens
-        return torch.cat([x[:, :at], tokens, x[:, behind:]], dim=1)
+from tipsomaly.models.encoder import ImageTokens, LayerTokens, Readout
 
 
 class VisionTower(nn.Module):
@@ -208,6 +160,8 @@ class _LayerScale(nn.Module):
 class TextTower(nn.Module):
     """Pre-norm transformer over token ids; a sentence's embedding is the mean over its valid positions."""
 
+    bias: ClassVar[float | None] = None
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
@@ -215,6 +169,10 @@ class TextTower(nn.Module):
         self.token_embedding = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, config.dim), freeze=False)
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(_TextBlock(config) for _ in range(config.depth))})
         self.ln_final = nn.LayerNorm(config.dim, eps=1e-5)
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding.weight.device
 
     def forward(
         self, ids: Tensor, valid: Tensor, prompt: Tensor | None = None, layers: LayerTokens | None = None
@@ -281,12 +239,23 @@ def sinusoidal_positions(length: int, dim: int) -> Tensor:
 class Tips(nn.Module):
     """Both towers under the key names of a published `model.safetensors`."""
 
+    model_type: ClassVar[str] = "tipsv2"
+    readouts: ClassVar[tuple[Readout, ...]] = ("tokens", "values")
+
     def __init__(self, config: TipsConfig) -> None:
         super().__init__()
         self.config = config
         self.vision_encoder = VisionTower(config.vision)
         self.text_encoder = TextTower(config.text)
         self._digests: dict[bytes, str] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision_encoder.cls_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vision_encoder.cls_token.dtype
 
     def digest(self, tokenizer: bytes) -> str:
         """SHA-256 of the sizes, of all weights and of the tokenizer that belongs to them: computed once and kept, since

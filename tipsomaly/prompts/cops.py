@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tipsomaly.errors import OptionError
 from tipsomaly.models.config import TipsConfig
-from tipsomaly.models.tips import ImageTokens, LayerTokens
+from tipsomaly.models.encoder import ImageTokens, LayerTokens
 from tipsomaly.prompts.losses import image_loss, local_loss, upsample
 from tipsomaly.prompts.method import Conditioned, PromptMethod, Recipe, TextEncoder, TrainingBatch
 from tipsomaly.prompts.prototypes import probabilities

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tipsomaly.models.config import TipsConfig
-from tipsomaly.models.tips import LayerTokens
+from tipsomaly.models.encoder import LayerTokens
 from tipsomaly.names import clean_kinds
 from tipsomaly.prompts.losses import image_loss, local_loss, upsample
 from tipsomaly.prompts.method import PromptMethod, Recipe, TextEncoder, TrainingBatch

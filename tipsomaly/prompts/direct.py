@@ -21,6 +21,7 @@ class Direct(PromptMethod):
     NAME: ClassVar[str] = "direct"
     RECIPE: ClassVar[Recipe] = Recipe(epochs=2, seed=111, shuffle=False)
     MODE: ClassVar[Mode] = "decoupled"
+    SIGMOID: ClassVar[bool] = True
     temperature: float
 
     def __init__(
@@ -60,6 +61,6 @@ class Direct(PromptMethod):
     def losses(
         self, batch: TrainingBatch, encode: TextEncoder, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        patches = probabilities(batch.tokens.patches, self.prototypes(encode), self.temperature)
+        patches = probabilities(batch.tokens.patches, self.prototypes(encode), self.temperature, encode.bias)
         parts = local_loss(upsample(patches, (batch.masks.shape[1], batch.masks.shape[2])), batch.masks)
         return {"total": parts["focal"] + parts["dice_abnormal"] + parts["dice_normal"], **parts}

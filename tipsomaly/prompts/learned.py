@@ -29,6 +29,7 @@ class LearnedPrompts(PromptMethod):
     NAME: ClassVar[str] = "tipsomaly"
     RECIPE: ClassVar[Recipe] = Recipe(epochs=2, seed=111, shuffle=False)
     MODE: ClassVar[Mode] = "decoupled"
+    SIGMOID: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -100,11 +101,13 @@ class LearnedPrompts(PromptMethod):
         pair, tau = self.prototypes(encode), self.temperature
         if tau is None:
             raise ValueError("no temperature to train at: set the backbone's")
-        maps = upsample(probabilities(batch.tokens.patches, pair, tau), tuple(batch.masks.shape[1:]))
+        maps = upsample(probabilities(batch.tokens.patches, pair, tau, encode.bias), tuple(batch.masks.shape[1:]))
         parts = local_loss(maps, batch.masks)
         # The released code hands probabilities, not logits, to its cross-entropy; table 2b was measured that way.
         tokens = (batch.tokens.object, batch.tokens.spatial)
-        parts["image"] = sum(F.cross_entropy(probabilities(token, pair, tau), batch.labels) for token in tokens)
+        parts["image"] = sum(
+            F.cross_entropy(probabilities(token, pair, tau, encode.bias), batch.labels) for token in tokens
+        )
         local = parts["focal"] + parts["dice_abnormal"] + parts["dice_normal"]
         total = {"local": local, "global": parts["image"], "both": local + parts["image"]}[self.objective]
         return {"total": total, **parts}

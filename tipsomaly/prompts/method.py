@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from tipsomaly.errors import ModelError, one_line, printable
 from tipsomaly.files import sha256
 from tipsomaly.models.config import TipsConfig
-from tipsomaly.models.tips import ImageTokens, LayerTokens, TextTower
-from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.models.encoder import ImageTokens, LayerTokens, TextSide, Words
 from tipsomaly.prompts.prompt_file import PromptFile
 from tipsomaly.prompts.prototypes import embed
 from tipsomaly.prompts.strategy import Mode
@@ -24,8 +23,13 @@ from tipsomaly.prompts.strategy import Mode
 class TextEncoder(NamedTuple):
     """Sentences to unit embeddings: the text tower and its tokenizer."""
 
-    tower: TextTower
-    tokenizer: Tokenizer
+    tower: TextSide
+    tokenizer: Words
+
+    @property
+    def bias(self) -> float | None:
+        """Of the sigmoid that the backbone has instead of a softmax, if it has one."""
+        return self.tower.bias
 
     def __call__(self, texts: Sequence[str], prompt: Tensor | None = None, layers: LayerTokens | None = None) -> Tensor:
         """(n, D) float32 unit embeddings. `prompt`, vectors (E, D) or (n, E, D), go before each sentence; `layers`
@@ -77,6 +81,8 @@ class PromptMethod(nn.Module):
     RECIPE: ClassVar[Recipe]
     MODE: ClassVar[Mode] = "learned"
     """Its paper's."""
+    SIGMOID: ClassVar[bool] = False
+    """It also works with a backbone that has a sigmoid instead of the softmax, and takes no tokens in its blocks."""
     PER_IMAGE: ClassVar[bool] = False
     """Prototypes depend on the picture: they are not kept, and tiles, which are only parts of one, are refused."""
     image_score: Mapping[str, float] = _S5
@@ -145,6 +151,8 @@ class PromptMethod(nn.Module):
     def check(self, config: TipsConfig) -> None:
         """Raises ModelError, in one line, for towers of other sizes than it was made for."""
         made_for = self.metadata.get("backbone", "another model")
+        if config.bias is not None and not self.SIGMOID:
+            raise ModelError(f"prompts of {self.NAME} need a backbone with a softmax and tokens in its blocks: a TIPS")
         if self.width != config.text.dim:
             raise ModelError(
                 f"these prompts are {self.width} wide (made for {made_for}), the model is {config.text.dim}"

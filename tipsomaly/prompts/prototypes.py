@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tipsomaly.models.tips import LayerTokens, TextTower
-from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.models.encoder import LayerTokens, TextSide, Words
 
 
-def probabilities(tokens: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
-    """Equation 1 for any number of prototypes: the softmax over cosine similarities / temperature.
+def probabilities(tokens: Tensor, prototypes: Tensor, temperature: float, bias: float | None = None) -> Tensor:
+    """Equation 1 for any number of prototypes: the softmax over cosine similarities / temperature. With a `bias`, for a
+    backbone that was trained so, the sigmoid of each similarity / temperature + bias: they need not add up to 1.
 
     tokens (B, ..., D), of any length; prototypes (1 + K, D), or (B, 1 + K, D) for each picture its own, unit vectors
     -> (B, ..., 1 + K) float32.
@@ -22,7 +22,8 @@ def probabilities(tokens: Tensor, prototypes: Tensor, temperature: float) -> Ten
     else:
         flat = unit.reshape(len(unit), -1, unit.shape[-1])
         similarity = (flat @ prototypes.float().mT).reshape(*unit.shape[:-1], -1)
-    return (similarity / temperature).softmax(dim=-1)
+    logits = similarity / temperature
+    return logits.softmax(dim=-1) if bias is None else (logits + bias).sigmoid()
 
 
 def pair(prototypes: Tensor) -> Tensor:
@@ -34,8 +35,8 @@ def pair(prototypes: Tensor) -> Tensor:
 
 
 def prototypes(
-    tower: TextTower,
-    tokenizer: Tokenizer,
+    tower: TextSide,
+    tokenizer: Words,
     sentences: tuple[Sequence[str], Sequence[str]],
     learned: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
@@ -50,15 +51,15 @@ def prototypes(
 
 
 def embed(
-    tower: TextTower,
-    tokenizer: Tokenizer,
+    tower: TextSide,
+    tokenizer: Words,
     texts: Sequence[str],
     learned: Tensor | None = None,
     layers: LayerTokens | None = None,
 ) -> Tensor:
     """(n, D) float32 unit embeddings of sentences, each with the `learned` vectors (E, D) before it, or with its own of
     (n, E, D), if there are some; `layers` holds learned tokens of the tower's blocks."""
-    device = tower.token_embedding.weight.device
+    device = tower.device
     ids, valid = tokenizer(texts)
     length = max(int(valid.sum(1).max()), 1)  # padding is masked everywhere: cutting it off changes only the time
     prompt = None if learned is None else learned.to(device)

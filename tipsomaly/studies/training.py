@@ -24,8 +24,7 @@ from tipsomaly.data.samples import Sample, states
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import TrainingError
 from tipsomaly.files import digest, sha256, to_json, write_atomically
-from tipsomaly.models.tips import ImageTokens, LayerTokens, Readout, Tips, VisionTower
-from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.models.encoder import Encoder, ImageTokens, LayerTokens, Readout, VisionSide, Words
 from tipsomaly.prompts.method import PromptMethod, TextEncoder, TrainingBatch
 from tipsomaly.prompts.prompt_file import prompts_file
 from tipsomaly.studies import figures
@@ -44,7 +43,7 @@ class PixelBatch:
     kinds: tuple[str, ...]
     readout: Readout = "tokens"
 
-    def encoded(self, tower: VisionTower, learned: LayerTokens | None) -> TrainingBatch:
+    def encoded(self, tower: VisionSide, learned: LayerTokens | None) -> TrainingBatch:
         """Their tokens; gradients flow to the learned ones."""
         [tokens] = tower.layers(self.pixels.float() / 255, [-1], learned, self.readout)
         return TrainingBatch(tokens, self.masks, self.labels, self.kinds)
@@ -82,8 +81,8 @@ class Trainer:
 
     def __init__(
         self,
-        tips: Tips,
-        tokenizer: Tokenizer,
+        tips: Encoder,
+        tokenizer: Words,
         start: PromptMethod,
         *,
         learning_rate: float | None = None,
@@ -92,11 +91,12 @@ class Trainer:
     ) -> None:
         """`start` itself stays as it is; what is not given is its published recipe's. With `shuffle` batches come in
         another order each epoch."""
+        start.check(tips.config)
         recipe = start.RECIPE
         self.tips, self.encode = tips, TextEncoder(tips.text_encoder, tokenizer)
         self.seed = recipe.seed if seed is None else seed
         self.shuffle = recipe.shuffle if shuffle is None else shuffle
-        self.method = copy.deepcopy(start).to(tips.text_encoder.token_embedding.weight.device).requires_grad_()
+        self.method = copy.deepcopy(start).to(tips.text_encoder.device).requires_grad_()
         if self.method.temperature is None:
             self.method.temperature = tips.config.temperature
         rate = recipe.learning_rate if learning_rate is None else learning_rate
@@ -158,8 +158,8 @@ class _Ordered(Sequence):
 
 
 def train_prompts(
-    tips: Tips,
-    tokenizer: Tokenizer,
+    tips: Encoder,
+    tokenizer: Words,
     batches: Sequence[TrainingBatch | PixelBatch],
     start: Method,
     *,
@@ -191,9 +191,9 @@ class Features(Sequence[TrainingBatch]):
         cache: str | Path | None = None,
         progress: bool = False,
     ) -> None:
-        self._device, self._samples = pipeline.tips.vision_encoder.cls_token.device, samples
+        self._device, self._samples = pipeline.tips.device, samples
         self._starts = range(0, len(samples), batch_size)
-        self._dtype = torch.float16 if cache else pipeline.tips.vision_encoder.cls_token.dtype
+        self._dtype = torch.float16 if cache else pipeline.tips.dtype
         height, width = pipeline.image_size
         patch, dim = pipeline.tips.config.vision.patch_size, pipeline.tips.config.vision.dim
         tokens = 2 + (height // patch) * (width // patch)
