@@ -110,6 +110,10 @@ BACKBONES = {
 """The released backbones by name, smallest first within a version."""
 
 
+OTHERS = {"siglip2-large-patch16-512": "google/siglip2-large-patch16-512"}
+"""Other backbones that have a name, and their repository on the Hub: `families.py` says what reads them."""
+
+
 def near(name: str, names: list[str]) -> str:
     """A hint for an unknown name: the near ones, or all of them."""
     close = get_close_matches(name.lower(), names, n=3, cutoff=0.6)

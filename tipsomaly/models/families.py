@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tipsomaly.models import siglip2
 from tipsomaly.models.encoder import Encoder, Words
 from tipsomaly.models.folder import ModelFolder, write_model
 
@@ -21,6 +22,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "tipsv2": Family(ModelFolder.read_model, write_model),
+    "siglip": Family(siglip2.read_model, siglip2.write_model),
 }
 """A new backbone is a file that keeps the contract of `encoder.py`, and a line here."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tipsomaly.errors import FetchError, ModelError, one_line
 from tipsomaly.files import expand, staged_folder
-from tipsomaly.models.catalogue import BACKBONES, near, organisation
+from tipsomaly.models.catalogue import BACKBONES, OTHERS, near, organisation
 from tipsomaly.models.convert import convert
 from tipsomaly.models.download import ATTEMPTS, disk_errors, fetch, lock, retry_after
 from tipsomaly.models.folder import FILES, SMALL_FILES, WEIGHTS, ModelFolder
@@ -54,12 +54,14 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
         folder = ModelFolder(path, path.resolve().name)
     elif base in BACKBONES:
         folder = ModelFolder(_fetch_backbone(base, revision or at or None, wanted), base)
+    elif base in OTHERS:
+        folder = ModelFolder(snapshot(OTHERS[base], revision or at or None, wanted), base)
     elif REPOSITORY.fullmatch(base):
         folder = ModelFolder(snapshot(base, revision or at or None, wanted), base.split("/")[1])
     elif base in BUNDLED:
         raise ModelError(f"{base!r} comes with the package: it has no revisions")
     else:
-        hint = "no such folder" if "/" in text or "\\" in text else near(text, [*BUNDLED, *BACKBONES])
+        hint = "no such folder" if "/" in text or "\\" in text else near(text, [*BUNDLED, *BACKBONES, *OTHERS])
         raise ModelError(f"no model {text!r}: {hint} (a name, a folder or org/name on the Hub; see `tipsomaly models`)")
     if folder.path.is_dir():
         folder.read_json("config.json")
