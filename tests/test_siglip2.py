@@ -1,11 +1,14 @@
 """SigLIP 2 against transformers' own forward passes, on a random small configuration; then through the package."""
 
 import builtins
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
@@ -132,3 +135,18 @@ def test_what_has_no_meaning_is_refused_in_one_line(folder, pipe, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ModelError, match=r"pip install 'tipsomaly\[siglip2\]'"):
         Pipeline.from_pretrained(folder, mode="fixed")
+
+
+def test_a_damaged_folder_gets_one_line(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    state = load_file(copy / "model.safetensors")
+    del state["vision_model.head.probe"]
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 tensors, first 'vision_model.head.probe'$"):
+        Pipeline.from_pretrained(copy, mode="fixed")
+    config = json.loads((copy / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 10**9
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"depth must be a whole number from 1 to 128"):
+        Pipeline.from_pretrained(copy, mode="fixed")

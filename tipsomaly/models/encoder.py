@@ -113,8 +113,6 @@ class TextSide(Protocol):
 class Words(Protocol):
     """Sentences to ids."""
 
-    words: frozenset[str] | None
-
     @property
     def model(self) -> bytes:
         """The file that it was read from: part of what a score depends on."""

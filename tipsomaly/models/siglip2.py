@@ -30,7 +30,9 @@ NO_LAYER_TOKENS = "SigLIP 2 takes no learned tokens in its blocks: DAPO and CoPS
 class VisionSide(nn.Module):
     """transformers' vision tower. It has no spatial token: both global tokens are the pooled output."""
 
-    def __init__(self, model: nn.Module, config: VisionConfig) -> None:
+    model: Any
+
+    def __init__(self, model: Any, config: VisionConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
 
@@ -74,7 +76,9 @@ class VisionSide(nn.Module):
 class TextSide(nn.Module):
     """transformers' text tower, with learned vectors before the embedded words."""
 
-    def __init__(self, model: nn.Module, config: TextConfig, bias: float) -> None:
+    model: Any
+
+    def __init__(self, model: Any, config: TextConfig, bias: float) -> None:
         super().__init__()
         self.model, self.config, self.bias = model, config, bias
 
@@ -101,6 +105,7 @@ class TextSide(nn.Module):
 class Siglip2(nn.Module):
     """Both towers of a `transformers.SiglipModel`."""
 
+    model: Any
     model_type: ClassVar[str] = "siglip"
     readouts: ClassVar[tuple[Readout, ...]] = ("tokens", "pooled")
 
@@ -169,8 +174,6 @@ class Words:
     """A tokenizer of transformers: sentences are lower-cased, cut to the tower's length and padded at the end. The
     tower attends to the padding, so that every position is valid."""
 
-    words: ClassVar[frozenset[str] | None] = None
-
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
 
@@ -199,12 +202,12 @@ def read_model(folder: ModelFolder, device: torch.device, dtype: torch.dtype) ->
         from transformers import AutoTokenizer, SiglipConfig, SiglipModel
     except ImportError:
         raise ModelError(PACKAGE_MISSING) from None
-    local = {"local_files_only": True, "trust_remote_code": False}
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with explained(folder.path), _quiet():
         TipsConfig(*_sizes(SiglipConfig.from_pretrained(folder.path, **local)), 1.0)  # before anything is built
-        model, found = SiglipModel.from_pretrained(
-            folder.path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **local
-        )
+        options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = SiglipModel.from_pretrained(folder.path, **options, **local)
+        model, found = loaded
         if missing := sorted(found["missing_keys"]):
             raise ModelError(f"{folder.path}: its weights lack {len(missing)} tensors, first {missing[0]!r}")
         model = model.to(device)
