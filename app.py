@@ -105,7 +105,9 @@ def build(space: Space) -> gr.Blocks:
                         f"{uploads.MAX_BATCH}, as files or in a zip."
                     )
                     files_in = gr.File(label="Pictures or zip", file_count="multiple", height=140, elem_id="batch")
-                    run_batch = gr.Button("Score the batch", variant="primary")
+                    with gr.Row():
+                        run_batch = gr.Button("Score the batch", variant="primary")
+                        stop = gr.Button("Stop")
                     report = gr.Markdown("The table appears here, most anomalous first.")
                     scores = gr.Dataframe(headers=list(exports.HEADERS), label="Scores", interactive=False, wrap=True)
                     outputs = gr.File(label="Table (CSV) and overlays (zip)", file_count="multiple", interactive=False)
@@ -157,21 +159,24 @@ def build(space: Space) -> gr.Blocks:
         make_files.click(demo.files, [inspection, threshold], downloads, concurrency_limit=1, **private)
         own = [comparing.normal, comparing.abnormal, comparing.truth]
         batches = {"concurrency_limit": 1, "concurrency_id": "batch"}
-        run_batch.click(
+        scoring = run_batch.click(
             demo.batch,
             [files_in, *settings, verdicts.calibration],
             [report, gallery, scores, outputs],
-            api_name="batch",
+            api_name="page_batch",  # the endpoint has the plain name
+            **private,
             **batches,
         )
+        stop.click(lambda: "Stopped.", None, report, cancels=scoring, queue=False, **private)
 
         with gr.Group(visible=False):  # components of the endpoints' answers
-            answer, several = gr.JSON(), gr.File(file_count="multiple")
+            line, answer, several = gr.Markdown(), gr.JSON(), gr.File(file_count="multiple")
             overlays = gr.Gallery(format="png")
         for name, function, given, answers, limits in (
             ("detect", demo.detect_endpoint, [image, *settings], [answer], model_runs),
             ("localize", demo.localize_endpoint, [image, *settings, threshold], [answer, several], model_runs),
             ("compare", demo.compare_endpoint, [image, *settings, *own], [answer, overlays], model_runs),
+            ("batch", demo.batch_endpoint, [files_in, *settings], [line, overlays, scores, several], batches),
         ):
             gr.Button(visible=False).click(function, given, answers, api_name=name, **limits)
     return app

@@ -19,6 +19,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from tipsomaly import Pipeline
+from tipsomaly.service import uploads
 from tipsomaly.service.cards import score_card
 from tipsomaly.service.demo import Demo
 from tipsomaly.service.examples import Examples
@@ -170,10 +171,34 @@ def test_batch_endpoint(client, tmp_path, result):
     )
     assert "2 pictures scored" in report
     assert len(gallery) == 2
-    assert [row[0] for row in table["data"]] == ["zipper-1.jpg", "in zip.jpg", "broken.png"]
-    assert table["data"][0][1] == round(result.score, 4)
+    assert [row[0] for row in table["data"]] == ["broken.png", "zipper-1.jpg", "in zip.jpg"]
+    assert table["data"][1][1] == round(result.score, 4)
     assert [Path(path).name for path in files] == ["scores.csv", "overlays.zip"]
     assert len(zipfile.ZipFile(files[1]).namelist()) == 2
+
+
+def test_a_batch_says_what_it_left_out_and_what_was_wrong(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_BATCH", 2)
+    monkeypatch.setattr("tipsomaly.service.space.MAX_BATCH", 2)
+    archive = tmp_path / "p.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for i in range(5):
+            file.writestr(f"{i}.png", b"no")
+    report, *_ = client.predict([handle_file(str(archive))], *SETTINGS, api_name="/batch")
+    assert report.startswith("**0 pictures scored**, 2 could not be used. 3 more were left out: at most 2 are")
+    with zipfile.ZipFile(archive, "w"):
+        pass
+    with pytest.raises(AppError, match=r"^there is no picture in these files$"):
+        client.predict([handle_file(str(archive))], *SETTINGS, api_name="/batch")
+
+
+def test_a_batch_says_how_far_it_is(demo, monkeypatch):
+    monkeypatch.setattr("tipsomaly.service.demo.STEP", 1)
+    seen = []
+    first, second, last = demo.batch([PICTURE] * 2, *SETTINGS, progress=lambda at, **_: seen.append(at))
+    assert (first[0], second[0]) == ("1 of 2 pictures …", "2 of 2 pictures …")
+    assert "2 pictures scored" in last[0]
+    assert seen == [(1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_broken_picture_is_a_row_of_the_batch(service, tmp_path):
     assert [row.error is None for row in rows] == [True, False, True, False]
     assert rows[0].result.score == rows[2].result.score == Pipeline.from_pretrained()(PICTURE, "zipper").score
     assert str(tmp_path) not in str(rows[1].error)
-    assert [cells[0] for cells in exports.table(rows)][2:] == ["broken.png", "folder/note.txt"]
+    assert [cells[0] for cells in exports.table(rows)][:2] == ["broken.png", "folder/note.txt"]
 
 
 def test_a_batch_has_an_end(service, monkeypatch):
@@ -199,8 +199,8 @@ def test_names_in_tables_and_archives_do_no_harm(inspection, tmp_path):
     rows = [Row('=HYPERLINK("x")', inspection.shown), Row("../../<b>é.png", inspection.shown), Row("@x", error="-bad")]
     write_csv(exports.table(rows), tmp_path / "scores.csv")
     cells = list(csv.reader((tmp_path / "scores.csv").open(encoding="utf-8-sig")))
-    assert [row[0] for row in cells] == ["picture", '\'=HYPERLINK("x")', "../../<b>é.png", "'@x"]
-    assert cells[3][-1] == "'-bad"
+    assert [row[0] for row in cells] == ["picture", "'@x", '\'=HYPERLINK("x")', "../../<b>é.png"]
+    assert cells[1][-1] == "'-bad"
     write_overlays(rows, tmp_path / "overlays.zip")
     assert zipfile.ZipFile(tmp_path / "overlays.zip").namelist() == ["001-_HYPERLINK_x_.png", "002-_b_.png"]
 

@@ -18,6 +18,9 @@ from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
 
+STEP = 8
+"""Pictures of a batch between two words of how far it is."""
+
 
 @contextmanager
 def explained(page: bool = True) -> Iterator[None]:
@@ -116,15 +119,18 @@ class Demo:
         model: str,
         calibration: Calibration | None = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
+        page: bool = True,
     ) -> Iterator[tuple]:
-        """Summary, gallery, table and files to download."""
+        """Summary, gallery, table and files to download; on the way there, how far it is."""
         if not files:
             raise gr.Error("Choose pictures or a zip first.", print_exception=False)
-        rows = []
-        with explained(), TemporaryDirectory() as folder:
+        rows, taken = [], min(uploads.count(files), uploads.MAX_BATCH)
+        with explained(page), TemporaryDirectory() as folder:
             for row in self.space.batch(files, class_name, domain, model, calibration):
                 rows.append(row)
-                progress(None, desc=f"{len(rows)} pictures")
+                progress((len(rows), max(taken, len(rows))), desc="Scoring", unit="pictures")
+                if len(rows) % STEP == 0:  # here a run ends whose visitor stopped it or left
+                    yield f"{len(rows)} of {taken} pictures …", gr.skip(), gr.skip(), gr.skip()
             if not rows:
                 raise ValueError("there is no picture in these files")
             cells, out = exports.table(rows), Path(folder)
@@ -135,7 +141,22 @@ class Demo:
                 for r in exports.ranked(rows)[:60]
                 if r.result
             ]
-            yield summary(rows), gallery, cells, [str(out / "scores.csv"), str(out / "overlays.zip")]
+            files_out = [str(out / "scores.csv"), str(out / "overlays.zip")]
+            yield summary(rows, uploads.count(files) - len(rows)), gallery, cells, files_out
+
+    def batch_endpoint(
+        self,
+        files: list[str] | None,
+        class_name: str,
+        domain: str,
+        model: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple]:
+        """Pictures, or zips of them, of one class: a summary in a line, overlays, a table, and the table as CSV with
+        the overlays as a zip."""
+        for found in self.batch(files, class_name, domain, model, None, progress, page=False):
+            if isinstance(found[-1], list):  # all is done
+                yield found
 
     def detect_endpoint(self, image: str | None, class_name: str, domain: str, model: str) -> dict:
         """Scores of a picture."""
@@ -169,9 +190,10 @@ class Demo:
         return data, [(r.overlay(), name) for name, r in found.results.items()]
 
 
-def summary(rows: list[exports.Row]) -> str:
+def summary(rows: list[exports.Row], left_out: int) -> str:
     """A batch in one line of Markdown."""
     failed = sum(row.error is not None for row in rows)
     text = f"**{len(rows) - failed} pictures scored**, {failed} could not be used."
-    full = f" At most {uploads.MAX_BATCH} are taken in one batch." if len(rows) == uploads.MAX_BATCH else ""
-    return text + full
+    if left_out > 0:
+        text += f" {left_out} more were left out: at most {uploads.MAX_BATCH} are taken in one batch."
+    return text

@@ -100,12 +100,12 @@ HEADERS = ("picture", "score", "global", "local", "verdict", "error")
 
 
 def table(rows: Iterable[Row]) -> list[list[str | float]]:
-    """Cells under HEADERS, the most anomalous first, errors last."""
+    """Cells under HEADERS: first what could not be used, which its sender should see, then the most anomalous first."""
     return [
         [row.name, *(round(v, 4) for v in (r.score, r.global_score, r.local_score)), verdict(r), ""]
         if (r := row.result)
         else [row.name, "", "", "", "", row.error]
-        for row in ranked(rows)
+        for row in sorted(ranked(rows), key=lambda row: row.error is None)
     ]
 
 
