@@ -1,8 +1,18 @@
-"""The golden case: a tiny TIPS whose weights follow a rule, and what the reference code computes with it."""
+"""The golden case: a tiny TIPS whose weights follow a rule, and what the reference code computes with it.
+
+Each of pytest's processes computes on one thread, and so does what it starts: two that each take all cores wait for
+each other more than they compute.
+"""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -10,12 +20,14 @@ import torch
 from PIL import Image
 
 from tipsomaly import Pipeline
+from tipsomaly.cli import main
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.convert import convert
 from tipsomaly.models.tips import Tips
 from tipsomaly.prompts.find import convert_prompts
 
 GOLDEN = Path(__file__).parent / "golden"
+torch.set_num_threads(1)
 
 
 def seeded_weights(names_and_shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
@@ -53,6 +65,24 @@ def write_checkpoint(folder: Path, config: TipsConfig, seed: int) -> tuple[Path,
         paths.append(folder / f"{tower}.npz")
         np.savez(paths[-1], **arrays)
     return paths[0], paths[1]
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """Run the command in this process, which has imported everything."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tipsomaly", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return subprocess.CompletedProcess(arguments, end.value.code or 0, out, err)
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """Every table of the ablation measures what its title says."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -105,10 +103,9 @@ def test_learned_prompts_are_needed(pipe, drawn):
         ablation.ablate(pipe.with_options(prompts=None, mode="fixed"), read_dataset(drawn))
 
 
-def test_the_command(golden, drawn, tmp_path):
+def test_the_command(here, golden, drawn, tmp_path):
     command = ["ablate", drawn, "--model", golden.folder, "--image-size", 56, "--class", "felt", "--output", tmp_path]
-    command = [sys.executable, "-m", "tipsomaly", *map(str, command)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = here(*command)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == sorted(
         ["ablation.json", "ablation.md", "2a.png", "2c.png", "6.png", "7.png"]
@@ -162,8 +159,7 @@ def test_rows_of_cops_differ_where_something_else_is_done(cops_studies):
     assert set(cops_studies["beta"].rows["0"]) == {"image_auroc", "image_ap", "image_f1max"}
 
 
-def test_other_methods_train_all_they_compare(golden, drawn):
-    command = [sys.executable, "-m", "tipsomaly", "ablate", str(drawn), "--method", "cops", "--model", golden.folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_other_methods_train_all_they_compare(here, golden, drawn):
+    done = here("ablate", drawn, "--method", "cops", "--model", golden.folder)
     assert done.returncode == 2
     assert "--train" in done.stderr

@@ -1,8 +1,6 @@
 """Thresholds keep their promise, and serve only what they were made for."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -111,18 +109,14 @@ def test_numbers_that_are_none_are_refused(pipe, images, tmp_path):
         calibrate(pipe, [])
 
 
-def test_the_commands(golden, drawn, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, "-m", "tipsomaly", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
+def test_the_commands(here, golden, drawn, tmp_path):
     normals, options = drawn / "felt" / "test" / "good", ["--model", golden.folder, "--class-name", "felt"]
-    done = run("calibrate", normals, *options, "--output", tmp_path)
+    done = here("calibrate", normals, *options, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warning: a false-positive rate of 0.01 takes at least 100 normal pictures; these are 4" in done.stderr
-    done = run("detect", normals, *options, "--calibration", tmp_path / "calibration.json", "--json")
+    done = here("detect", normals, *options, "--calibration", tmp_path / "calibration.json", "--json")
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["is_anomalous"] for line in done.stdout.splitlines()] == [False] * 4
-    done = run("detect", normals, *options, "--sigma", 1, "--calibration", tmp_path / "calibration.json")
+    done = here("detect", normals, *options, "--sigma", 1, "--calibration", tmp_path / "calibration.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: this calibration was made with sigma 4.0, not 1.0\n"

@@ -1,4 +1,4 @@
-"""The command as a user runs it: in a process of its own."""
+"""The command as a user runs it: a few times in a process of its own, else in this one."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from full_disk import files_of_at_most
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tipsomaly.cli import main
 from tipsomaly.detection.formats import Stems
 from tipsomaly.detection.records import open_records, read_records
 from tipsomaly.errors import FetchError
@@ -26,24 +25,6 @@ from tipsomaly.files import only_writer
 def run(*arguments, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tipsomaly", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
-
-
-@pytest.fixture
-def here(capsys, monkeypatch):
-    """Run the command in this process, which has imported everything."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tipsomaly", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return subprocess.CompletedProcess(arguments, end.value.code or 0, out, err)
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -85,19 +66,19 @@ def test_detect_writes_a_record_a_map_and_an_overlay_for_each_picture(golden, fo
     assert records[0]["score"] == pytest.approx(expected.score, abs=1e-5)
 
 
-def test_json_globs_and_single_files(golden, folder):
-    done = run("detect", folder / "*.png", folder / "b.JPG", "no.png", "--model", golden.folder, "--json")
+def test_json_globs_and_single_files(here, golden, folder):
+    done = here("detect", folder / "*.png", folder / "b.JPG", "no.png", "--model", golden.folder, "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["a.png", "broken.png", "b.JPG", "no.png"]
     assert lines[3]["error"] == "no.png: no such file"
     assert done.returncode == 1
-    assert run("detect", folder / "a.png", "--model", golden.folder).returncode == 0
+    assert here("detect", folder / "a.png", "--model", golden.folder).returncode == 0
 
 
-def test_tiles_have_maps_of_the_pictures_size(golden, tmp_path):
+def test_tiles_have_maps_of_the_pictures_size(here, golden, tmp_path):
     Image.effect_noise((150, 90), 50).save(tmp_path / "wide.png")
     options = ["--tile", 64, "--overlap", 0.5, "--keep-aspect", "--output", tmp_path / "out"]
-    done = run("detect", tmp_path / "wide.png", "--model", golden.folder, *options)
+    done = here("detect", tmp_path / "wide.png", "--model", golden.folder, *options)
     assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "out" / "wide_map.npy").shape == (90, 150)
 
@@ -256,13 +237,13 @@ def test_a_model_of_infinite_weights_is_one_line(here, golden, folder, tmp_path)
     assert "vision_encoder.blocks.0.attn.proj.weight has numbers that are not finite" in done.stderr
 
 
-def test_ray_is_asked_for_when_it_is_not_there(tmp_path):
+def test_ray_is_asked_for_when_it_is_not_there(here, tmp_path):
     code = "import sys; sys.modules['ray'] = None; from tipsomaly.cli import main; main()"
     command = [sys.executable, "-c", code, "detect", "x.png", "--engine", "ray", "--output", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert re.fullmatch(r'error: --engine ray needs \w+: pip install "ray\[data\]"\n', done.stderr)
-    done = run("detect", "x.png", "--engine", "ray")
+    done = here("detect", "x.png", "--engine", "ray")
     assert done.returncode == 2
     assert done.stderr == "error: --engine ray needs --output DIR for the scores\n"
 
@@ -309,7 +290,7 @@ def test_an_unwritable_output_is_one_line(here, golden, folder, tmp_path):
     assert done.stderr.startswith("error: ")
 
 
-def test_compare(golden, folder, tmp_path):
+def test_compare(here, golden, folder, tmp_path):
     arguments = [
         "compare",
         folder / "a.png",
@@ -320,40 +301,40 @@ def test_compare(golden, folder, tmp_path):
         "--output",
         tmp_path / "out",
     ]
-    done = run(*arguments, "--json")
+    done = here(*arguments, "--json")
     scores = json.loads(done.stdout)
     assert scores["decoupled"]["S5"] == scores["decoupled"]["score"]
     assert scores["decoupled"]["global_score"] == scores["fixed"]["global_score"]
     assert (tmp_path / "out" / "a_comparison.png").exists()
-    assert "decoupled" in run(*arguments).stdout
-    done = run("compare", folder / "broken.png", "--model", golden.folder)
+    assert "decoupled" in here(*arguments).stdout
+    done = here("compare", folder / "broken.png", "--model", golden.folder)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
 
 
-def test_convert_and_convert_prompts(golden, tmp_path):
+def test_convert_and_convert_prompts(here, golden, tmp_path):
     out = tmp_path / "model"
-    done = run("convert", golden.vision_npz, golden.text_npz, golden.tokenizer, out, "--heads", 2)
+    done = here("convert", golden.vision_npz, golden.text_npz, golden.tokenizer, out, "--heads", 2)
     assert done.returncode == 0, done.stderr
     prompts = out / "prompts" / "mine.safetensors"
-    done = run("convert-prompts", golden.prompts_pth, prompts, "--backbone", "tiny", "--trained-on", "nothing")
+    done = here("convert-prompts", golden.prompts_pth, prompts, "--backbone", "tiny", "--trained-on", "nothing")
     assert done.returncode == 0, done.stderr
-    assert run("detect", golden.images[0], "--model", out, "--prompts", "mine").returncode == 0
+    assert here("detect", golden.images[0], "--model", out, "--prompts", "mine").returncode == 0
     half = tmp_path / "half"
-    done = run("convert", golden.vision_npz, golden.text_npz, golden.tokenizer, half, "--dtype", "bfloat16")
+    done = here("convert", golden.vision_npz, golden.text_npz, golden.tokenizer, half, "--dtype", "bfloat16")
     assert done.returncode == 0, done.stderr
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (half, out)]
     assert 0.5 * sizes[1] <= sizes[0] < 0.6 * sizes[1]
-    done = run("convert", golden.text_npz, golden.text_npz, golden.tokenizer, out)
+    done = here("convert", golden.text_npz, golden.text_npz, golden.tokenizer, out)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    done = run("convert-prompts", golden.tokenizer, prompts)
+    done = here("convert-prompts", golden.tokenizer, prompts)
     assert done.returncode == 1
     assert "refused" in done.stderr
 
 
-def test_models_and_version():
-    assert "\nnano " in run("models").stdout
+def test_models_and_version(here):
+    assert "\nnano " in here("models").stdout
     assert run("--version").stdout.startswith("tipsomaly ")
 
 

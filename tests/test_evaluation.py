@@ -5,8 +5,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -289,10 +287,10 @@ def test_words_for_classes_are_read(tmp_path):
     assert class_words("01=floor_tile, 02=wood") == {"01": "floor tile", "02": "wood"}
 
 
-def test_the_command(golden, drawn, tmp_path, evaluation):
-    command = [sys.executable, "-m", "tipsomaly", "evaluate", drawn, "--model", golden.folder]
+def test_the_command(here, golden, drawn, tmp_path, evaluation):
+    command = ["evaluate", drawn, "--model", golden.folder]
     options = ["--image-size", "84", "--worst", "1", "--gallery", "3", "--output", tmp_path / "out", "--class", "felt"]
-    done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, timeout=300)
+    done = here(*command, *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "out" / "results.md").read_text()
     content = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -355,12 +353,11 @@ def test_an_interrupted_training_ends_as_without(golden, drawn, start, tmp_path,
 
 
 @pytest.mark.parametrize("method", ["dapo", "cops"])
-def test_the_command_trains_by_the_published_recipe(golden, drawn, tmp_path, method):
+def test_the_command_trains_by_the_published_recipe(here, golden, drawn, tmp_path, method):
     out = tmp_path / "mine.safetensors"
     command = ["train", drawn, "--output", out, "--model", golden.folder, "--image-size", 28, "--method", method]
     extra = ["--rows", 1, "--tokens", 1] if method == "dapo" else ["--epochs", 1]
-    command = [sys.executable, "-m", "tipsomaly", *map(str, [*command, *extra])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = here(*command, *extra)
     assert done.returncode == 0, done.stderr
     prompts = load_prompts(out)
     assert method == prompts.NAME
@@ -370,15 +367,14 @@ def test_the_command_trains_by_the_published_recipe(golden, drawn, tmp_path, met
         assert file.metadata()["format"] == "tipsomaly-prompts-v2"
     if method == "dapo":
         assert prompts.kinds == ("spot",)
-    refused = subprocess.run([*command, "--objective", "both"], capture_output=True, text=True, timeout=300)
+    refused = here(*command, *extra, "--objective", "both")
     assert refused.returncode == 2
     assert f"--objective is no option of the method {method}" in refused.stderr
 
 
-def test_the_commands_show_kinds_and_methods(model, drawn, golden, tmp_path):
+def test_the_commands_show_kinds_and_methods(here, model, drawn, golden, tmp_path):
     def run(*arguments):
-        command = [sys.executable, "-m", "tipsomaly", *map(str, arguments), "--model", str(model), "--image-size", "28"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return here(*arguments, "--model", model, "--image-size", 28)
 
     done = run("detect", golden.images[0], "--prompts", "dapo", "--kinds", "rust,Deep_scratch", "--json")
     assert done.returncode == 0, done.stderr
