@@ -48,10 +48,10 @@ from .words import Sentences, train_tokenizer
 IMAGE_SIZE, GROUPS = 224, 8
 # Side in pixels -> pictures in a batch, so that every step costs about the same; and how often each is drawn.
 BATCH = {112: 64, 168: 32, 224: 16, 336: 8, 448: 4}
-EARLY, LATE = (0.55, 0.2, 0.2, 0.05, 0.0), (0.15, 0.15, 0.3, 0.25, 0.15)
+EARLY, LATE = (0.3, 0.2, 0.25, 0.15, 0.1), (0.1, 0.15, 0.3, 0.25, 0.2)
 DECAY = 0.35  # the learning rate falls to zero over the last third; larger pictures are drawn more often there
 VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 500, 168, 32  # steps, side in pixels, of each family
-PHOTOGRAPHED = (0.2, 0.5)  # share of the batches whose surfaces are photographs, if there are any: early, late
+PHOTOGRAPHED = (0.4, 0.5)  # share of the batches whose surfaces are photographs, if there are any: early, late
 WHITENED = 8  # batches of 64 drawn pictures that the first filters are made from
 PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 3e-3, 2e-3, 0.01, 0.999
 
@@ -182,7 +182,7 @@ def losses(
     return found | ({"taught": teacher.loss(images, tokens, model.heads)} if teacher else {})
 
 
-WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 0.5, "image": 1.0, "kind": 0.1, "surface": 0.05, "taught": 0.5}
+WEIGHTS = {"local": 2.0, "dice": 0.5, "largest": 1.0, "image": 1.5, "kind": 0.1, "surface": 0.05, "taught": 0.5}
 
 
 def draw_validation() -> list[Batch]:
