@@ -62,5 +62,5 @@ def draw(picture: str | Path, class_name: str, out: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:] or [HERE / "pictures" / "zipper-1.jpg", "zipper", HERE / "method.png"]
+    given = sys.argv[1:] or [HERE / "pictures" / "concrete-defect.jpg", "concrete", HERE / "method.png"]
     draw(*given)
