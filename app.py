@@ -172,11 +172,14 @@ def build(space: Space) -> gr.Blocks:
         with gr.Group(visible=False):  # components of the endpoints' answers
             line, answer, several = gr.Markdown(), gr.JSON(), gr.File(file_count="multiple")
             overlays = gr.Gallery(format="png")
+            # for MCP the choices of a list would be all there are
+            word = gr.Textbox("object", label="Class name: what is on the picture")
+        asked = [word, domain, model]
         for name, function, given, answers, limits in (
-            ("detect", demo.detect_endpoint, [image, *settings], [answer], model_runs),
-            ("localize", demo.localize_endpoint, [image, *settings, threshold], [answer, several], model_runs),
-            ("compare", demo.compare_endpoint, [image, *settings, *own], [answer, overlays], model_runs),
-            ("batch", demo.batch_endpoint, [files_in, *settings], [line, overlays, scores, several], batches),
+            ("detect", demo.detect_endpoint, [image, *asked], [answer], model_runs),
+            ("localize", demo.localize_endpoint, [image, *asked, threshold], [answer, several], model_runs),
+            ("compare", demo.compare_endpoint, [image, *asked, *own], [answer, overlays], model_runs),
+            ("batch", demo.batch_endpoint, [files_in, *asked], [line, overlays, scores, several], batches),
         ):
             gr.Button(visible=False).click(function, given, answers, api_name=name, **limits)
     return app

@@ -71,7 +71,8 @@ def test_detection_then_localization(page):
 
     page.get_by_role("tab", name="Localization").click()
     slider = page.locator("#threshold input[type=number]")
-    for threshold in (0.2, 0.6):
+    peak = float(result.anomaly_map.max())
+    for threshold in (round(0.3 * peak, 2), round(0.8 * peak, 2)):
         slider.fill(str(threshold))
         slider.press("Enter")
         areas = [str(region.area) for region in result.regions(threshold)]
