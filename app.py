@@ -2,7 +2,9 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -23,8 +25,9 @@ from tipsomaly.service.verdict_panel import VerdictPanel
 EXAMPLES = Path(__file__).parent / "examples"
 TITLE = "Tipsomaly"
 DESCRIPTION = "Is the thing on this picture defective, and where? Zero-shot: the model has never seen the product."
-BUTTONS = ["download", "fullscreen"]
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # nothing is fetched
+BUTTONS: list[Any] = ["download", "fullscreen"]
+# nothing is fetched
+FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 FILES_KEPT = 3600  # seconds
 
 
@@ -33,7 +36,7 @@ def build(space: Space) -> gr.Blocks:
     demo = Demo(space, Examples(EXAMPLES))
     with gr.Blocks(title=TITLE, delete_cache=(FILES_KEPT // 4, FILES_KEPT)) as app:
         inspection = gr.State(time_to_live=FILES_KEPT)
-        picture = {"interactive": False, "format": "jpeg"}
+        picture: dict[str, Any] = {"interactive": False, "format": "jpeg"}
         gr.Markdown(
             "# Tipsomaly\nIs the thing on this picture defective, and where? The model has never seen the product."
         )
@@ -70,7 +73,7 @@ def build(space: Space) -> gr.Blocks:
                     model = gr.Dropdown(space.choices, label="Model / learned prompts, for the map")
                     domain = gr.Radio(list(ENSEMBLES), value="industrial", label="Fixed prompts, for the image score")
             with gr.Column(scale=2, min_width=320), gr.Tabs(overflow_behavior="wrap"):
-                settings = [class_name, domain, model]
+                settings: list[Any] = [class_name, domain, model]
                 with gr.Tab("Detection") as tab_d:
                     card = gr.HTML(EMPTY)
                     overlay = gr.Image(label="Anomaly map over the picture", height=420, buttons=BUTTONS, **picture)
@@ -125,14 +128,18 @@ def build(space: Space) -> gr.Blocks:
                     gr.Markdown(ABOUT)
 
         drawn = [slider, scale, outlined, mask_view, regions, downloads]
-        for component in (image, comparing.truth):  # gradio would open the file, and tell of its own paths if it cannot
+        unread: list[Any] = [
+            image,
+            comparing.truth,
+        ]  # gradio would open the file, and tell of its own paths if it cannot
+        for component in unread:
             component.preprocess = lambda sent: sent and sent.path
-        private = {"api_visibility": "private"}
-        model_runs = {"concurrency_limit": 2, "concurrency_id": "model"}
+        private: dict[str, Any] = {"api_visibility": "private"}
+        model_runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "model"}
         picked = [image, class_name, domain]
         pick = samples.select(demo.pick, None, picked, show_progress="hidden", **private)
 
-        def judge(event):
+        def judge(event: Callable[..., Any]) -> Any:
             return event(
                 demo.inspect,
                 [image, *settings, threshold, rescaled, verdicts.calibration],
@@ -158,7 +165,7 @@ def build(space: Space) -> gr.Blocks:
         )
         make_files.click(demo.files, [inspection, threshold], downloads, concurrency_limit=1, **private)
         own = [comparing.normal, comparing.abnormal, comparing.truth]
-        batches = {"concurrency_limit": 1, "concurrency_id": "batch"}
+        batches: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "batch"}
         scoring = run_batch.click(
             demo.batch,
             [files_in, *settings, verdicts.calibration],

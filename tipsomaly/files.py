@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,7 +33,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-class Writer:
+class _Writer:
     """What has only `write`. Given a whole file, numpy and PIL would write to it below Python, and then say of a full
     disk no more than that something failed."""
 
@@ -42,7 +42,7 @@ class Writer:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Writer]:
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write, under a name of its own until it is whole: an interrupt or a full disk leaves the old one or the
     new one, never half of one, and of several writers the last one wins. An OSError names the file."""
     part = None
@@ -50,7 +50,7 @@ def whole_file(path: Path) -> Iterator[Writer]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, part = tempfile.mkstemp(prefix=f".{_start(path)}.", suffix=".part", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
-            yield Writer(file)
+            yield cast(IO[bytes], _Writer(file))
         os.chmod(part, 0o666 & ~_umask())  # mkstemp makes files for one user alone
         os.replace(part, path)
     except BaseException as error:

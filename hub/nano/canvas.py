@@ -6,6 +6,7 @@ says pixels. The same seed and device give the same pictures.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -143,6 +144,6 @@ def standardize(field: Tensor) -> Tensor:
     return field / (field.square().mean((-2, -1), keepdim=True).sqrt() + 1e-6)  # several times faster than std
 
 
-def mix(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """a where weight is 0, b where it is 1."""
-    return a + (b - a) * weight
+def mix(a: Tensor | float, b: Tensor | float, weight: Tensor | float) -> Tensor:
+    """a where weight is 0, b where it is 1; at least one of the three is a tensor."""
+    return cast(Tensor, a + (b - a) * weight)

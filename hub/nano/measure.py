@@ -97,14 +97,15 @@ def score(pipe: Pipeline, pictures: Sequence[Picture], maps: bool = True) -> lis
 def metrics(scored: Sequence[Scored], method: str) -> list[float]:
     """Image AUROC; with maps also pixel AUROC and AUPRO."""
     labels = np.array([one.picture.defect != "good" for one in scored])
-    values = [image_metrics(np.array([one.scores[method] for one in scored]), labels)["image_auroc"]]
+    found = dict(image_metrics(np.array([one.scores[method] for one in scored]), labels))
+    wanted = ["image_auroc"]
     if scored[0].maps:
         pixels = PixelMetrics()
         for one in scored:
             pixels.update(one.maps[method], one.picture.mask)
-        found = pixels.compute()
-        values += [found["pixel_auroc"], found["aupro"]]
-    return values
+        found |= pixels.compute()
+        wanted += ["pixel_auroc", "aupro"]
+    return [value for name in wanted if (value := found[name]) is not None]
 
 
 def table(title: str, groups: dict[str, list[Scored]], mean: bool = False) -> str:
@@ -182,7 +183,7 @@ def figure(pipe: Pipeline, pictures: Sequence[Picture], out: Path, columns: int 
             result, mask = pipe(picture.image, picture.class_name), picture.mask
             pixels = PixelMetrics()
             pixels.update(result.anomaly_map, mask)
-            ranked.append((pixels.compute()["pixel_auroc"], result, mask))
+            ranked.append((pixels.compute()["pixel_auroc"] or 0.0, result, mask))
     ranked.sort(key=lambda item: -item[0])
     rows = []
     for chosen in (ranked[:: max(1, len(ranked) // (4 * columns))][:columns], ranked[-columns:]):
@@ -191,8 +192,8 @@ def figure(pipe: Pipeline, pictures: Sequence[Picture], out: Path, columns: int 
     side = 120
     sheet = Image.new("RGB", (columns * side, 4 * side))
     for y, row_of_pictures in enumerate(rows):
-        for x, picture in enumerate(row_of_pictures):
-            sheet.paste(picture.resize((side, side)), (x * side, y * side))
+        for x, shown in enumerate(row_of_pictures):
+            sheet.paste(shown.resize((side, side)), (x * side, y * side))
     sheet.save(out, quality=85)
 
 

@@ -17,6 +17,7 @@ class Muon:
     def step(self, lr: float, decay: float) -> None:
         stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for name, p in self.parameters.items():
+            assert p.grad is not None
             buffer = self.buffers[name].lerp_(p.grad, 1 - self.momentum)
             update = p.grad.lerp(buffer, self.momentum)
             rows = p.shape[1] if "qkv" in name or "in_proj" in name else p.shape[0]

@@ -25,6 +25,7 @@ from torch import Tensor
 from .canvas import Canvas, mix
 from .defects import DEFECTS, Defect
 from .defects.drawing import blobs, donor, mean_in, sample, sign, strength, turn
+from .defects.registry import Draw
 from .pictures import Batch, compose
 from .render import FIRST_SEED, contact_sheet
 from .surfaces import Surface
@@ -61,7 +62,7 @@ class Photographs:
                 members.setdefault(noun(row["what"]), []).append(i)
         self.families = {name: self._family(name, rows[found[0]], found) for name, found in members.items()}
         self._counts = [len(found) for found in members.values()]
-        composed = {
+        composed: dict[str, Draw] = {
             "inclusion": partial(foreign, self),
             **{"misplaced": seamless, "rough": shaken, "melted": softened, "discolouration": recoloured},
         }
@@ -122,9 +123,9 @@ def decode(path: Path) -> Tensor:
     """(h, w, 3) uint8, at most LONGEST pixels a side."""
     with Image.open(path) as image:
         image.draft("RGB", (LONGEST, LONGEST))
-        image = image.convert("RGB")
-        image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
+        rgb = image.convert("RGB")
+    rgb.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3)
 
 
 # -- defects that need photographs -----------------------------------------------------------------------------------

@@ -57,9 +57,10 @@ def compose(
         images += [image, *defective]
         masks += [torch.zeros_like(foreground), *mask]
         kinds += [torch.full((half,), -1, device=generator.device), *kind]
-    image, mask = photograph(Canvas(2 * half * len(surfaces), size, generator), torch.cat(images), torch.cat(masks))
-    kind = torch.where(mask.flatten(1).amax(1) > 0.5, torch.cat(kinds), -1)
-    return Batch(image, mask, [surface.name for surface in surfaces], kind)
+    canvas = Canvas(2 * half * len(surfaces), size, generator)
+    taken, taken_masks = photograph(canvas, torch.cat(images), torch.cat(masks))
+    taken_kinds = torch.where(taken_masks.flatten(1).amax(1) > 0.5, torch.cat(kinds), -1)
+    return Batch(taken, taken_masks, [surface.name for surface in surfaces], taken_kinds)
 
 
 def _add_defects(

@@ -13,7 +13,6 @@ false alarm). The free vectors are not kept: the paper's procedure learns prompt
 
 import argparse
 import json
-import math
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +29,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tipsomaly.detection.scoring import anomaly_probability
-from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.tips import Tips
 from tipsomaly.models.tokenizer import Tokenizer
 from tipsomaly.prompts.prototypes import prototypes
@@ -41,11 +39,12 @@ from .muon import Muon
 from .photographs import Photographs
 from .pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
 from .render import FIRST_SEED
+from .student import Student, build, whiten
 from .surfaces import HELD_OUT, SURFACES
 from .teacher import Teacher
 from .words import Sentences, train_tokenizer
 
-IMAGE_SIZE, GROUPS = 224, 8
+GROUPS = 8
 # Side in pixels -> pictures in a batch, so that every step costs about the same; and how often each is drawn.
 BATCH = {112: 64, 168: 32, 224: 16, 336: 8, 448: 4}
 EARLY, LATE = (0.3, 0.2, 0.25, 0.15, 0.1), (0.1, 0.15, 0.3, 0.25, 0.2)
@@ -54,64 +53,6 @@ VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 500, 168, 32  # steps, si
 PHOTOGRAPHED = (0.4, 0.5)  # share of the batches whose surfaces are photographs, if there are any: early, late
 WHITENED = 8  # batches of 64 drawn pictures that the first filters are made from
 PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 3e-3, 2e-3, 0.01, 0.999
-
-
-def build(tokenizer: Tokenizer, dim: int) -> Tips:
-    vision = VisionConfig(dim=dim, depth=6, heads=dim // 64, image_size=IMAGE_SIZE)
-    text = TextConfig(dim=dim, depth=2, heads=dim // 64, mlp_dim=4 * dim, vocab_size=tokenizer.vocab_size)
-    model = Tips(TipsConfig(vision, text, temperature=0.05))
-    model.log_temperature = nn.Parameter(torch.tensor(math.log(0.05)))
-    model.free = nn.Parameter(torch.empty(2, dim))  # normal, abnormal: what patch tokens are trained against; not kept
-    initialise(model)
-    return model
-
-
-def initialise(model: Tips) -> None:
-    """Mimetic initialisation of attention (Trockman and Kolter, 2023): queries and keys that start near the identity,
-    values and projections near its negative; positions that start as sinusoids."""
-    dim = model.config.vision.dim
-    for name, p in model.named_parameters():
-        if p.ndim == 2 and min(p.shape) > 1 and "pos" not in name:
-            nn.init.trunc_normal_(p, std=0.02 if "embedding" in name else p.shape[1] ** -0.5)
-    nn.init.normal_(model.text_encoder.token_embedding.weight, std=dim**-0.5)
-    nn.init.normal_(model.free)
-    nn.init.normal_(model.vision_encoder.cls_token, std=0.02)
-    nn.init.normal_(model.vision_encoder.register_tokens, std=0.02)
-    grid = model.vision_encoder.config.grid
-    rates = torch.exp(torch.linspace(0, -math.log(100), dim // 4)) * math.pi / 2
-    angle = torch.arange(grid).float()[:, None] * rates
-    axis = torch.cat([angle.sin(), angle.cos()], 1)
-    rows, columns = axis[:, None].expand(-1, grid, -1), axis[None].expand(grid, -1, -1)
-    model.vision_encoder.pos_embed.data[0, 1:] = 0.3 * torch.cat([rows, columns], -1).reshape(grid * grid, dim)
-    eye = torch.eye(dim)
-    blocks = [(b.attn.qkv.weight, b.attn.proj.weight, b.attn.heads) for b in model.vision_encoder.blocks]
-    blocks += [
-        (b.attn.in_proj_weight, b.attn.out_proj.weight, b.attn.heads)
-        for b in model.text_encoder.transformer["resblocks"]
-    ]
-    for qkv, projection, heads in blocks:
-        width = dim // heads
-        for h in range(heads):
-            u, s, v = torch.linalg.svd(0.7 * torch.randn(dim, dim) / dim**0.5 + 0.7 * eye)
-            scale = s[:width].sqrt()[:, None]
-            qkv.data[h * width : (h + 1) * width] = u[:, :width].T * scale
-            qkv.data[dim + h * width : dim + (h + 1) * width] = v[:width] * scale
-        u, s, v = torch.linalg.svd(0.4 * torch.randn(dim, dim) / dim**0.5 - 0.4 * eye)
-        qkv.data[2 * dim :] = s.sqrt()[:, None] * v
-        projection.data[:] = u * s.sqrt()
-
-
-def whiten(model: Tips, images: Tensor) -> None:
-    """Start the patch embedding at the whitened principal components of drawn patches, so that fine texture counts as
-    much as brightness from the first step."""
-    projection = model.vision_encoder.patch_embed["proj"]
-    patches = F.unfold(images, 14, stride=14).transpose(1, 2).flatten(0, 1)
-    mean = patches.mean(0)
-    values, vectors = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
-    dim = len(projection.bias)
-    filters = (vectors[:, -dim:] / (values[-dim:] + 1e-4).sqrt()).T
-    projection.weight.data = filters.reshape(projection.weight.shape).contiguous()
-    projection.bias.data = -filters @ mean
 
 
 class Batches(Dataset):
@@ -135,7 +76,7 @@ class Batches(Dataset):
         return draw_batch(number, BATCH[size], size, TRAINING_FAMILIES, groups, self.device)
 
 
-def embed(model: Tips, tokenizer: Tokenizer, sentences: list[str]) -> Tensor:
+def embed(model: Student, tokenizer: Tokenizer, sentences: list[str]) -> Tensor:
     """(n, D) unit sentence embeddings, with gradients."""
     ids, valid = tokenizer(sentences)
     length = int(valid.sum(1).max())
@@ -144,7 +85,7 @@ def embed(model: Tips, tokenizer: Tokenizer, sentences: list[str]) -> Tensor:
 
 
 def losses(
-    model: Tips, tokenizer: Tokenizer, teacher: Teacher | None, batch: Batch, words: Sentences
+    model: Student, tokenizer: Tokenizer, teacher: Teacher | None, batch: Batch, words: Sentences
 ) -> dict[str, Tensor]:
     device = model.log_temperature.device
     images, masks, kind = batch.images.to(device), batch.masks.to(device), batch.kind.to(device)
@@ -156,7 +97,7 @@ def losses(
     parts = sentence.split([len(state) for pair in pairs for state in pair])
     prototypes = F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1).unflatten(0, (-1, 2))
 
-    tokens = model.vision_encoder(images)
+    tokens, zero = model.vision_encoder(images), torch.zeros((), device=device)
     groups = len(batch.family)
     sharp = 1 / model.log_temperature.exp().clamp(min=0.01)
     free = F.normalize(model.free, dim=-1)
@@ -173,12 +114,19 @@ def losses(
     largest = F.binary_cross_entropy_with_logits(local.flatten(1).amax(1), label)
     direction = ((prototypes[:, 1] - prototypes[:, 0]) * sharp).repeat_interleave(len(images) // groups, 0)
     spatial, object_ = F.normalize(tokens.spatial, dim=-1), F.normalize(tokens.object, dim=-1)
-    image = sum(F.binary_cross_entropy_with_logits((t * direction).sum(-1), label) for t in (spatial, object_))
+    globally = (F.binary_cross_entropy_with_logits((t * direction).sum(-1), label) for t in (spatial, object_))
     named = spatial[defective]
     what = F.cross_entropy(named @ kinds.T / 0.07, kind[defective]) if len(named) else spatial.sum() * 0
     family = torch.arange(groups, device=device).repeat_interleave(len(images) // groups)
     where = F.cross_entropy(object_ @ captions.T / 0.07, family)
-    found = {"local": bce, "dice": dice.mean(), "largest": largest, "image": image, "kind": what, "surface": where}
+    found = {
+        "local": bce,
+        "dice": dice.mean(),
+        "largest": largest,
+        "image": sum(globally, zero),
+        "kind": what,
+        "surface": where,
+    }
     return found | ({"taught": teacher.loss(images, tokens, model.heads)} if teacher else {})
 
 
@@ -209,7 +157,7 @@ class Validation(NamedTuple):
 
 
 @torch.no_grad()
-def validate(model: Tips, tokenizer: Tokenizer, batches: list[Batch]) -> Validation:
+def validate(model: Student, tokenizer: Tokenizer, batches: list[Batch]) -> Validation:
     """The pattern of table 2a, with the free vectors in place of learned prompts."""
     device, temperature = model.log_temperature.device, model.log_temperature.exp().item()
     found = []
@@ -239,7 +187,7 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 
 def gradients(
-    model: Tips,
+    model: Student,
     tokenizer: Tokenizer,
     teacher: Teacher | None,
     parameters: list[nn.Parameter],
@@ -248,7 +196,7 @@ def gradients(
 ) -> tuple[dict[str, float], tuple[Tensor, ...]]:
     """The losses, and the gradients of their weighted sum."""
     parts = losses(model, tokenizer, teacher, batch, words)
-    total = sum(WEIGHTS[name] * value for name, value in parts.items())
+    total = sum((WEIGHTS[name] * value for name, value in parts.items()), torch.zeros(()))
     slopes = torch.autograd.grad(total, parameters)
     return {name: value.item() for name, value in parts.items()}, slopes
 
@@ -291,7 +239,7 @@ def train(
     # A CPU is faster at the halves of a batch, each in a thread of its own, than with two threads at every operator.
     parts = threads if device == "cpu" else 1
     drawn_on = device if workers == 0 else "cpu"
-    threads = ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
     photographed = Photographs(photographs, device=drawn_on) if photographs else None
     surfaces = SURFACES | (photographed.families if photographed else {})
     words = [Sentences(random.Random(), surfaces) for _ in range(parts)]
@@ -303,13 +251,14 @@ def train(
         prefetch_factor=3 if workers else None,
         worker_init_fn=lambda _: torch.set_num_threads(1),
     )
-    started, saved, seen, shown, since = time.time(), time.time(), 0, {}, step
+    started, saved, seen, since = time.time(), time.time(), 0, step
+    shown: dict[str, float] = {}
     for batch in loader:
         warm = min(1.0, (step + 1) / 100)
         lr = warm * min(1.0, (steps - step) / (steps * DECAY))
         for i in range(parts):
             words[i].rng.seed((seed * 7_368_787 + step) * parts + i)
-        values, shares = zip(*threads.map(slopes, split(batch, parts), words), strict=True)
+        values, shares = zip(*pool.map(slopes, split(batch, parts), words), strict=True)
         for p, *share in zip(trained.values(), *shares, strict=True):
             p.grad = sum(share) / parts
         nn.utils.clip_grad_norm_(rest.values(), 1.0)
@@ -345,7 +294,7 @@ def train(
             break
 
 
-def save_state(out: Path, step: int, model: Tips, average: Tips, muon: Muon, adam: torch.optim.Optimizer) -> None:
+def save_state(out: Path, step: int, model: Student, average: Tips, muon: Muon, adam: torch.optim.Optimizer) -> None:
     """Files of at most 16 MiB each. All of them know their step, so that a state that was cut off is noticed."""
     adam_state = {f"{i}.{k}": v for i, s in adam.state_dict()["state"].items() for k, v in s.items()}
     files = {"weights": model.state_dict(), "average": average.state_dict(), "muon": muon.buffers, "adam": adam_state}
@@ -357,7 +306,7 @@ def save_state(out: Path, step: int, model: Tips, average: Tips, muon: Muon, ada
     (out / "state.json").write_text(json.dumps({"step": step}))
 
 
-def load_state(out: Path, model: Tips, average: Tips, muon: Muon, adam: torch.optim.AdamW) -> int:
+def load_state(out: Path, model: Student, average: Tips, muon: Muon, adam: torch.optim.AdamW) -> int:
     step = json.loads((out / "state.json").read_text())["step"]
     for name in ("weights", "average", "muon", "adam"):
         with safe_open(out / f"{name}.safetensors", "pt") as file:

@@ -137,9 +137,9 @@ class Sentences:
         domain = self.rng.choices(list(ENSEMBLES), (2, 6, 2) if medical else (7, 1, 2))[0]
         chosen = ENSEMBLES[domain]
         part = PromptEnsemble(
-            normal=self.rng.sample(chosen.normal, min(len(chosen.normal), 3)),
-            abnormal=self.rng.sample(chosen.abnormal, min(len(chosen.abnormal), 3)),
-            templates=self.rng.sample(chosen.templates, 1),
+            normal=tuple(self.rng.sample(chosen.normal, min(len(chosen.normal), 3))),
+            abnormal=tuple(self.rng.sample(chosen.abnormal, min(len(chosen.abnormal), 3))),
+            templates=tuple(self.rng.sample(chosen.templates, 1)),
         )
         return part.sentences(self.noun(family))
 

@@ -2,12 +2,10 @@
 
 import sys
 from contextlib import ExitStack
-from enum import Enum
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -19,19 +17,13 @@ from tipsomaly.cli.options import (
     ClassOption,
     DataDomainOption,
     DeviceOption,
-    Domain,
     DomainOption,
-    DType,
     DTypeOption,
-    Evidence,
     EvidenceOption,
     FormatsOption,
     LayoutOption,
-    Method,
-    Mode,
     ModelOption,
     ModeOption,
-    Objective,
     OutputOption,
     OverlapOption,
     PromptsFileOption,
@@ -39,12 +31,9 @@ from tipsomaly.cli.options import (
     ReadoutOption,
     ReferenceOption,
     RootArgument,
-    Sentences,
     SigmaOption,
     SizeOption,
-    Split,
     SplitOption,
-    Strategy,
     TileOption,
     app,
     choose_formats,
@@ -53,6 +42,7 @@ from tipsomaly.cli.options import (
     find_pictures,
     load_pipeline,
     not_empty,
+    one_of,
     read_samples,
     reference_options,
     split_kinds,
@@ -62,13 +52,15 @@ from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.samples import by_class
 from tipsomaly.data.words import call
 from tipsomaly.detection.formats import FORMATS, Stems
-from tipsomaly.detection.scoring import SIGMA
+from tipsomaly.detection.scoring import SIGMA, STRATEGIES
 from tipsomaly.errors import printable
 from tipsomaly.files import only_writer
 from tipsomaly.prompts.dapo import Dapo
+from tipsomaly.prompts.learned import Objective
 from tipsomaly.prompts.methods import METHODS
+from tipsomaly.prompts.sentences import ENSEMBLES
+from tipsomaly.prompts.strategy import Mode
 
-Methods = Enum("Methods", {"all": "all"}, type=str)
 OF_CLASS = ":class"
 """What `--kinds` is without a value."""
 OPTIONS_OF = {
@@ -83,7 +75,7 @@ OPTIONS_OF = {
 class _KindsCommand(TyperCommand):
     """`--kinds` without a value asks for the kinds of each class; `--shots` takes several numbers."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--kinds" in args:
             after = args.index("--kinds") + 1
             if args[after:][:1] in ([], ["--"]) or args[after].startswith("-"):
@@ -102,7 +94,7 @@ def evaluate(
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     methods: Annotated[
-        Methods | None, typer.Option(help="all: every method that the model has prompts of, from one pass.")
+        str | None, one_of(["all"], "all: every method that the model has prompts of, from one pass.")
     ] = None,
     kinds: Annotated[
         str | None,
@@ -112,16 +104,17 @@ def evaluate(
         ),
     ] = None,
     reference: ReferenceOption = None,
-    evidence: EvidenceOption = Evidence.auto,
+    evidence: EvidenceOption = "auto",
     shots: Annotated[
         list[int] | None,
         typer.Option(min=1, metavar="N...", help="How much N normal pictures of the training folder help: 1 2 4 8 16."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="With --shots: draws of the normal pictures.")] = 3,
     strategy: Annotated[
-        Strategy | None,
-        typer.Option(
-            help="Image score of table 2c; default: the paper's S5 (S2 did better on MVTec AD), or the method's own."
+        str | None,
+        one_of(
+            STRATEGIES,
+            "Image score of table 2c; default: the paper's S5 (S2 did better on MVTec AD), or the method's own.",
         ),
     ] = None,
     mode: ModeOption = None,
@@ -132,7 +125,7 @@ def evaluate(
     classes: ClassesOption = None,
     class_names: ClassNamesOption = None,
     layout: LayoutOption = None,
-    split: SplitOption = Split.test,
+    split: SplitOption = "test",
     output: OutputOption = Path("results"),
     worst: Annotated[int, typer.Option(min=0, metavar="N", help="Draw the N worst mistakes of each kind.")] = 0,
     gallery: Annotated[
@@ -141,7 +134,7 @@ def evaluate(
     formats: FormatsOption = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = DType.auto,
+    dtype: DTypeOption = "auto",
 ) -> None:
     """Score a data set: image and pixel metrics by class, next to the paper's numbers where they are known.
 
@@ -177,9 +170,9 @@ def evaluate(
         print(found.markdown(), end="")
         return
     own_kinds = None if kinds == OF_CLASS else split_kinds(kinds)
-    more = {"kinds": own_kinds, "readout": readout and readout.value, **reference_options(reference, evidence)}
+    more = {"kinds": own_kinds, "readout": readout, **reference_options(reference, evidence)}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **more)
-    options = {"strategy": strategy and strategy.value, "batch_size": batch_size, "progress": True}
+    options: dict[str, Any] = {"strategy": strategy, "batch_size": batch_size, "progress": True}
     if methods:
         evaluations = evaluate_methods(pipe.methods(), samples, output, **options)
         print(method_table(evaluations), end="")
@@ -211,15 +204,15 @@ def train(
     root: RootArgument,
     output: PromptsFileOption,
     model: ModelOption = "nano",
-    method: Annotated[
-        Method, typer.Option(help="Whose prompts; each has its own published recipe.")
-    ] = Method.tipsomaly,
-    objective: Annotated[Objective | None, typer.Option(help="tipsomaly: loss; the paper's is local.")] = None,
+    method: Annotated[str, one_of(METHODS, "Whose prompts; each has its own published recipe.")] = "tipsomaly",
+    objective: Annotated[
+        Objective | None, one_of(get_args(Objective), "tipsomaly: loss; the paper's is local.")
+    ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, max=16, help="tipsomaly, dapo: learned vectors of a prompt; default: 8 and 5.")
     ] = None,
     ensemble: Annotated[
-        Sentences | None, typer.Option(help="tipsomaly: sentences behind the vectors; default: industrial.")
+        str | None, one_of((*ENSEMBLES, "paper"), "tipsomaly: sentences behind the vectors; default: industrial.")
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, max=64, help="dapo: prompts of a state; default: 10.")] = None,
     image_tokens: Annotated[
@@ -251,9 +244,9 @@ def train(
     image_size: SizeOption = None,
     classes: ClassesOption = None,
     layout: LayoutOption = None,
-    split: SplitOption = Split.test,
+    split: SplitOption = "test",
     device: DeviceOption = "auto",
-    dtype: DTypeOption = DType.auto,
+    dtype: DTypeOption = "auto",
 ) -> None:
     """Learn prompts on a data set with masks. Beside the prompts: the log, the loss curve and the state to go on from.
 
@@ -262,19 +255,19 @@ def train(
     """
     from tipsomaly.studies import training
 
-    given = {"objective": objective and objective.value, "tokens": tokens, "ensemble": ensemble and ensemble.value}
+    given: dict[str, Any] = {"objective": objective, "tokens": tokens, "ensemble": ensemble}
     given |= {"rows": rows, "image_tokens": image_tokens, "pool": pool, "alpha": alpha, "beta": beta}
     given["reconstruction_weight"] = reconstruction_weight
     given = {name: value for name, value in given.items() if value is not None}
-    if odd := given.keys() - OPTIONS_OF[method.value]:
-        fail(f"--{min(odd).replace('_', '-')} is no option of the method {method.value}", 2)
-    samples, layout_name, _ = read_samples(root, layout, split, classes, Domain.industrial)
+    if odd := given.keys() - OPTIONS_OF[method]:
+        fail(f"--{min(odd).replace('_', '-')} is no option of the method {method}", 2)
+    samples, layout_name, _ = read_samples(root, layout, split, classes, "industrial")
     if not any(sample.mask for sample in samples):
         fail(f"{printable(root)}: this data set has no masks, and training needs them", 1)
-    read_from = {"readout": readout.value} if readout else {}
-    pipe = load_pipeline(model, None, device, dtype, image_size, Domain.industrial, Mode.fixed, **read_from)
+    read_from: dict[str, Any] = {"readout": readout} if readout else {}
+    pipe = load_pipeline(model, None, device, dtype, image_size, "industrial", "fixed", **read_from)
     context.with_resource(only_writer(output.parent, f".{output.stem[:80]}.lock"))
-    kind = METHODS[method.value]
+    kind = METHODS[method]
     seed = kind.RECIPE.seed if seed is None else seed
     if kind.RECIPE.shuffle:
         samples = training.shuffled(samples, seed)
@@ -286,7 +279,7 @@ def train(
     metadata = {
         "name": output.stem,
         "backbone": Path(model).resolve().name,
-        "trained_on": f"{root.resolve().name} ({layout_name}, {split.value})",
+        "trained_on": f"{root.resolve().name} ({layout_name}, {split})",
         "pictures": len(samples),
         "seed": seed,
         "batch_size": batch_size,
@@ -305,9 +298,7 @@ def train(
         batches = training.Pixels(pipe, samples, batch_size)
     prompts = training.train(pipe, batches, output, start, epochs=epochs, learning_rate=learning_rate, seed=seed)
     numbers = sum(tensor.numel() for tensor in prompts.tensors().values())
-    print(
-        f"{output}: {method.value}, {numbers:,} numbers, {prompts.metadata['epochs']} epochs of {len(samples)} pictures"
-    )
+    print(f"{output}: {method}, {numbers:,} numbers, {prompts.metadata['epochs']} epochs of {len(samples)} pictures")
 
 
 @app.command()
@@ -318,7 +309,7 @@ def calibrate(
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
-    domain: DomainOption = Domain.industrial,
+    domain: DomainOption = "industrial",
     mode: ModeOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
@@ -328,7 +319,7 @@ def calibrate(
     output: OutputOption = Path("."),
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = DType.auto,
+    dtype: DTypeOption = "auto",
 ) -> None:
     """Find the thresholds above which a picture, and a pixel, is anomalous, from normal pictures of one class.
 
@@ -339,7 +330,7 @@ def calibrate(
     if not 0 < target_fpr < 1:
         fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
     images = find_pictures(normals)
-    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    tiling: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, context=context, **tiling)
     found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
     if found.pictures < 1 / target_fpr:
@@ -357,7 +348,7 @@ def ablate(
     train_root: Annotated[
         Path | None, typer.Option("--train", metavar="ROOT", help="Another data set, to train prompts on.")
     ] = None,
-    method: Annotated[Method, typer.Option(help="Whose ablations.")] = Method.tipsomaly,
+    method: Annotated[str, one_of(METHODS, "Whose ablations.")] = "tipsomaly",
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     domain: DataDomainOption = None,
@@ -371,7 +362,7 @@ def ablate(
     output: OutputOption = Path("results"),
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = DType.auto,
+    dtype: DTypeOption = "auto",
 ) -> None:
     """The paper's tables 2a, 2c, 6 and 7 on a data set, in one pass; with --train also table 2b and figure 3. With
     --method cops what that method's parts, sizes and constants are good for.
@@ -380,11 +371,11 @@ def ablate(
     """
     from tipsomaly.studies import ablation, ablation_methods
 
-    own = method is Method.tipsomaly
+    own = method == "tipsomaly"
     if not own and (prompts or not train_root):
-        fail(f"--method {method.value} trains all of its prompts: it needs --train and takes no --prompts", 2)
-    samples, _, domain = read_samples(root, layout, Split.test, classes, domain, class_names)
-    mode = None if own else Mode.fixed
+        fail(f"--method {method} trains all of its prompts: it needs --train and takes no --prompts", 2)
+    samples, _, domain = read_samples(root, layout, "test", classes, domain, class_names)
+    mode: Mode | None = None if own else "fixed"
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
     context.with_resource(only_writer(output))
     train_samples = read_dataset(train_root) if train_root else []
@@ -393,7 +384,7 @@ def ablate(
         print(
             f"warning: {twice} pictures are trained on and tested on, which flatters trained prompts", file=sys.stderr
         )
-    run = ablation.ablate if own else ablation_methods.ABLATIONS[method.value]
+    run = ablation.ablate if own else ablation_methods.ABLATIONS[method]
     studies = run(pipe, samples, train_samples, batch_size=batch_size, epochs=epochs, seed=seed, progress=True)
     ablation.save(studies, output)
     print("\n".join(study.markdown() for study in studies.values()), end="")

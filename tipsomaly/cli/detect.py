@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from tqdm import tqdm
@@ -16,12 +16,8 @@ from tipsomaly.cli.options import (
     BatchOption,
     ClassOption,
     DeviceOption,
-    Domain,
     DomainOption,
-    DType,
     DTypeOption,
-    Engine,
-    Evidence,
     EvidenceOption,
     FormatsOption,
     KindsOption,
@@ -42,6 +38,7 @@ from tipsomaly.cli.options import (
     load_pipeline,
     matches,
     not_empty,
+    one_of,
     reference_options,
     split_kinds,
 )
@@ -66,7 +63,7 @@ def detect(
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
-    domain: DomainOption = Domain.industrial,
+    domain: DomainOption = "industrial",
     mode: ModeOption = None,
     kinds: KindsOption = None,
     readout: ReadoutOption = None,
@@ -75,7 +72,7 @@ def detect(
         Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict.")
     ] = None,
     reference: ReferenceOption = None,
-    evidence: EvidenceOption = Evidence.auto,
+    evidence: EvidenceOption = "auto",
     mutual: Annotated[
         bool, typer.Option("--mutual", help="Unlabelled pictures of one product also score each other.")
     ] = False,
@@ -89,14 +86,16 @@ def detect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever results are in DIR.")] = False,
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = DType.auto,
+    dtype: DTypeOption = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the model first: tens of seconds, for many pictures on a GPU.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a picture instead of a table.")
     ] = False,
-    engine: Annotated[Engine, typer.Option(help="auto: the fastest here; ray: many GPUs or CPUs.")] = Engine.local,
+    engine: Annotated[
+        str, one_of(("local", "auto", "ray"), "auto: the fastest here; ray: many GPUs or CPUs.")
+    ] = "local",
     actors: Annotated[
         int | None, typer.Option(min=1, help="With ray: how many models score; default: one a GPU, else one a CPU.")
     ] = None,
@@ -115,34 +114,34 @@ def detect(
     With --reference a few normal pictures are compared with, and give a verdict and a p-value; if the latest pictures
     are no longer like them, that is said at the end.
     """
-    if engine is Engine.ray:
+    if engine == "ray":
         if is_export(model):
             fail("an export runs on this machine alone: leave out --engine ray", 2)
         if compiled or as_json or overwrite or mutual:
             fail("--compile, --json, --overwrite and --mutual are not for --engine ray", 2)
-        options = {"prompts": prompts, "image_size": image_size, "domain": domain.value, "mode": mode and mode.value}
-        options |= {"kinds": split_kinds(kinds), "readout": readout and readout.value}
-        options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype.value}
+        options: dict[str, Any] = {"prompts": prompts, "image_size": image_size, "domain": domain, "mode": mode}
+        options |= {"kinds": split_kinds(kinds), "readout": readout}
+        options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype}
         options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
         options |= reference_options(reference, evidence)
-        if len(formats or ()) > 1 or (formats and formats[0].value in FORMATS):
+        if len(formats or ()) > 1 or (formats and formats[0] in FORMATS):
             fail("with --engine ray --format is parquet or jsonl", 2)
-        file_format = formats[0].value if formats else "parquet"
+        file_format: Literal["parquet", "jsonl"] = "jsonl" if formats == ["jsonl"] else "parquet"
         _detect_with_ray(images, output, class_name, file_format, actors=actors, batch_size=batch_size, **options)
         return
     folder = folder_path(output) if output else None
     chosen = choose_formats(formats, folder)
     sources = find_pictures(images)
-    more = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
-    more["readout"] = readout and readout.value
+    more: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
+    more["readout"] = readout
     more |= reference_options(reference, evidence)
     pipe = load_pipeline(
         model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, context=context, **more
     )
-    if engine is Engine.auto and not is_export(model):
+    if engine == "auto" and not is_export(model):
         pipe = _fastest(pipe, class_name, batch_size, context, "--mutual" * mutual or "--compile" * compiled)
-    if reference:
-        print(pipe.references(class_name).summary(), file=sys.stderr)
+    if remembered := pipe.references(class_name):
+        print(remembered.summary(), file=sys.stderr)
     settings = run_settings(pipe, class_name) | ({"mutual": True} if mutual else {})
     with ExitStack() as stack:
         records: Records | None = None
@@ -211,8 +210,8 @@ def _score(
             note = f"  ({outcome.note})" if outcome.note else ""
             kind = "  {} {:.2f}".format(*next(iter(outcome.kinds.items()))) if outcome.kinds else ""
             tqdm.write(f"{parts}{verdict}{kind}  {printable(source)}{note}", file=sys.stdout)
-    if drift and (note := drift.note()):
-        print(f"drift: {note}", file=sys.stderr)
+    if drift and (drifted := drift.note()):
+        print(f"drift: {drifted}", file=sys.stderr)
     return failed
 
 
@@ -222,7 +221,7 @@ def compare(
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
-    domain: DomainOption = Domain.industrial,
+    domain: DomainOption = "industrial",
     image_size: SizeOption = None,
     reference: ReferenceOption = None,
     tile: TileOption = None,
@@ -230,7 +229,7 @@ def compare(
     keep_aspect: AspectOption = False,
     output: Annotated[Path | None, OUTPUT] = None,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = DType.auto,
+    dtype: DTypeOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """The decoupled-prompt ablation on one picture: fixed, learned and decoupled prompts side by side, and beside them
@@ -238,8 +237,8 @@ def compare(
 
     With --output, DIR gets <picture>_comparison.png: the picture, then the map under each kind of prompts.
     """
-    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
-    tiling |= reference_options(reference, Evidence.auto)
+    tiling: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    tiling |= reference_options(reference, "auto")
     results = load_pipeline(model, prompts, device, dtype, image_size, domain, **tiling).compare(image, class_name)
     if as_json:
         scores = {
@@ -277,7 +276,9 @@ def _fastest(pipe: Pipeline, class_name: str, batch_size: int, context: typer.Co
     return cast(Pipeline, found)
 
 
-def _detect_with_ray(sources: list[str], output: str | None, class_name: str, file_format: str, **options: Any) -> None:
+def _detect_with_ray(
+    sources: list[str], output: str | None, class_name: str, file_format: Literal["parquet", "jsonl"], **options: Any
+) -> None:
     if output is None:
         fail("--engine ray needs --output DIR for the scores", 2)
     try:

@@ -1,17 +1,13 @@
 """`tipsomaly models`, `convert`, `convert-prompts` and `export`."""
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from tipsomaly.cli.options import (
-    Domain,
     DomainOption,
-    DType,
-    FileDType,
     KindsOption,
     ModelOption,
     ModeOption,
@@ -23,17 +19,16 @@ from tipsomaly.cli.options import (
     fail,
     folder_path,
     load_pipeline,
+    one_of,
     split_kinds,
 )
 from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.models.catalogue import BACKBONES
+from tipsomaly.models.device import DTYPES
 from tipsomaly.models.folder import ModelFolder
 from tipsomaly.models.hub import BUNDLED, where_cached
 from tipsomaly.models.sessions import PACKAGES, PRECISIONS
 from tipsomaly.models.tips import Tips
-
-ExportFormat = Enum("ExportFormat", {name: name for name in PACKAGES}, type=str)
-Precision = Enum("Precision", {name: name for name in PRECISIONS}, type=str)
 
 
 @app.command()
@@ -46,14 +41,16 @@ def convert(
     text_heads: Annotated[int | None, typer.Option(min=1, help="Those of the text tower, where they differ.")] = None,
     image_size: SizeOption = None,
     dtype: Annotated[
-        FileDType,
-        typer.Option(help="Number format of every array; auto keeps each as it is, half precision halves the file."),
-    ] = FileDType.auto,
+        str,
+        one_of(
+            ("auto", *DTYPES), "Number format of every array; auto keeps each as it is, half precision halves the file."
+        ),
+    ] = "auto",
 ) -> None:
     """Convert a released TIPS checkpoint (two .npz files and a tokenizer) to a model folder."""
     from tipsomaly.models.convert import convert as convert_checkpoint
 
-    wanted = None if dtype == FileDType.auto else dtype.value
+    wanted = None if dtype == "auto" else dtype
     try:
         config = convert_checkpoint(
             vision, text, tokenizer, out, heads=heads, text_heads=text_heads, image_size=image_size, dtype=wanted
@@ -90,15 +87,13 @@ def convert_prompts(
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(metavar="OUT_DIR", parser=folder_path)],
-    form: Annotated[
-        ExportFormat, typer.Option("--format", help="For onnxruntime or for OpenVINO.")
-    ] = ExportFormat.onnx,
+    form: Annotated[str, one_of(PACKAGES, "For onnxruntime or for OpenVINO.", "--format")] = "onnx",
     class_names: Annotated[
         list[str], typer.Option("--class-name", help="What will be on the pictures; may be repeated.")
     ] = ["object"],  # noqa: B006 - typer copies it
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
-    domain: DomainOption = Domain.industrial,
+    domain: DomainOption = "industrial",
     mode: ModeOption = None,
     kinds: KindsOption = None,
     readout: ReadoutOption = None,
@@ -108,8 +103,8 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict inside.")
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="fp16: half the file; bf16: faster where the processor has it. For openvino.")
-    ] = Precision.fp32,
+        str, one_of(PRECISIONS, "fp16: half the file; bf16: faster where the processor has it. For openvino.")
+    ] = "fp32",
     parity: Annotated[
         int, typer.Option(min=1, metavar="N", help="Drawn pictures on which it is compared with the model.")
     ] = 1000,
@@ -122,11 +117,9 @@ def export(
     """
     from tipsomaly.detection.export import export as export_pipeline
 
-    more = {"kinds": split_kinds(kinds), "readout": readout and readout.value}
-    pipe = load_pipeline(model, prompts, "cpu", DType.float32, image_size, domain, mode, sigma, calibration, **more)
-    record = export_pipeline(
-        pipe, folder, form.value, class_names, precision=precision.value, pictures=parity, progress=True
-    )
+    more: dict[str, Any] = {"kinds": split_kinds(kinds), "readout": readout}
+    pipe = load_pipeline(model, prompts, "cpu", "float32", image_size, domain, mode, sigma, calibration, **more)
+    record = export_pipeline(pipe, folder, form, class_names, precision=precision, pictures=parity, progress=True)
     found = record["parity"]
     worst = max(found["largest_difference"].values())
     print(f"{folder}: {found['engine']}, scores and maps within {worst:.1g} on {found['pictures']} pictures")
@@ -136,7 +129,7 @@ def export(
 def models() -> None:
     """List the models that have a name: parameters (vision + text, in millions), width, default input size, released
     prompts, licence, and where each is cached. Any model folder and any org/name on the Hub does as well."""
-    rows = [("NAME", "PARAMETERS", "WIDTH", "PIXELS", "PROMPTS", "LICENCE", "CACHED")]
+    rows: list[tuple[object, ...]] = [("NAME", "PARAMETERS", "WIDTH", "PIXELS", "PROMPTS", "LICENCE", "CACHED")]
     for name, path in BUNDLED.items():
         folder = ModelFolder(path, name)
         config = folder.read_config()

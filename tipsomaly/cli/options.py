@@ -4,9 +4,9 @@ import glob
 import json
 import os
 import sys
-from enum import Enum
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -19,17 +19,17 @@ from tipsomaly.detection.combination import USES
 from tipsomaly.detection.exported import is_export
 from tipsomaly.detection.formats import FORMATS
 from tipsomaly.detection.pipeline import Pipeline
-from tipsomaly.detection.scoring import SIGMA, STRATEGIES
+from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.detection.tiling import SMALLEST
 from tipsomaly.errors import one_line, printable
 from tipsomaly.files import expand
 from tipsomaly.models.device import DTYPES
-from tipsomaly.models.encoder import READOUTS
+from tipsomaly.models.encoder import READOUTS, Readout
 from tipsomaly.names import clean_class_name, clean_kinds
-from tipsomaly.prompts.methods import METHODS
+from tipsomaly.prompts.method import PromptMethod
 from tipsomaly.prompts.prompt_file import prompts_file
 from tipsomaly.prompts.sentences import ENSEMBLES
-from tipsomaly.prompts.strategy import MODES
+from tipsomaly.prompts.strategy import MODES, Mode
 
 app = typer.Typer(
     help="Zero-shot visual anomaly detection: is the thing on this picture defective, and where?",
@@ -40,6 +40,9 @@ app = typer.Typer(
 )
 
 
+Given = TypeVar("Given", bound=str | list[str] | None)
+
+
 def _class_name(name: str) -> str:
     try:
         return clean_class_name(name)
@@ -47,7 +50,7 @@ def _class_name(name: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
-def not_empty(value: str | list[str] | None) -> str | list[str] | None:
+def not_empty(value: Given) -> Given:
     """An empty name would be the folder that one is in."""
     if value == "" or (isinstance(value, list) and "" in value):
         raise typer.BadParameter("an empty name")
@@ -70,23 +73,20 @@ def prompts_path(name: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
+def one_of(names: Iterable[str], help: str, *flags: str) -> Any:
+    """An option whose value is one of the names of a table: what is new there is a new choice here."""
+    known = list(names)
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, known))}.")
+        return value
+
+    return typer.Option(*flags, parser=check, metavar=f"[{'|'.join(known)}]", help=help)
+
+
 FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".npy", ".parquet", ".png", ".safetensors", *SUFFIXES)
 
-
-Domain = Enum("Domain", {name: name for name in ENSEMBLES}, type=str)
-Mode = Enum("Mode", {name: name for name in MODES}, type=str)
-ReadoutName = Enum("ReadoutName", {name: name for name in READOUTS}, type=str)
-Method = Enum("Method", {name: name for name in METHODS}, type=str)
-Strategy = Enum("Strategy", {name: name for name in STRATEGIES}, type=str)
-Objective = Enum("Objective", {name: name for name in ("local", "global", "both")}, type=str)
-Sentences = Enum("Sentences", {name: name for name in (*ENSEMBLES, "paper")}, type=str)
-LayoutName = Enum("LayoutName", {name: name for name in LAYOUTS}, type=str)
-Split = Enum("Split", {name: name for name in ("test", "train")}, type=str)
-Evidence = Enum("Evidence", {name: name for name in ("auto", *USES)}, type=str)
-Engine = Enum("Engine", {name: name for name in ("local", "auto", "ray")}, type=str)
-FileFormat = Enum("FileFormat", {name: name for name in (*FORMATS, "parquet", "jsonl")}, type=str)
-DType = Enum("DType", {name: name for name in ("auto", "fastest", *DTYPES)}, type=str)
-FileDType = Enum("FileDType", {name: name for name in ("auto", *DTYPES)}, type=str)
 
 ModelOption = Annotated[
     str, typer.Option(help="A name of `tipsomaly models`, a model folder, or org/name[@revision] on the Hub.")
@@ -95,18 +95,18 @@ PromptsOption = Annotated[
     str | None, typer.Option(help="A prompt set of the model, a .safetensors file, or org/name[:set] on the Hub.")
 ]
 ClassOption = Annotated[str, typer.Option(help="What is on the pictures, in a word or two.", callback=_class_name)]
-DomainOption = Annotated[Domain, typer.Option(help="Which fixed prompts describe normal and abnormal.")]
+DomainOption = Annotated[str, one_of(ENSEMBLES, "Which fixed prompts describe normal and abnormal.")]
 SizeOption = Annotated[
     int | None, typer.Option(metavar="PX", help="Side that pictures are resized to; default: the model's.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-DTypeOption = Annotated[DType, typer.Option(help="Number format of the vision tower.")]
+DTypeOption = Annotated[str, one_of(("auto", "fastest", *DTYPES), "Number format of the vision tower.")]
 ModeOption = Annotated[
-    Mode | None, typer.Option(help="Which prompts score; default: decoupled, as in the paper, or the method's own.")
+    Mode | None, one_of(MODES, "Which prompts score; default: decoupled, as in the paper, or the method's own.")
 ]
 ReadoutOption = Annotated[
-    ReadoutName | None,
-    typer.Option(help="What patches are read from: the last block's tokens or its values; default: as trained."),
+    Readout | None,
+    one_of(READOUTS, "What patches are read from: the last block's tokens or its values; default: as trained."),
 ]
 KindsOption = Annotated[
     str | None,
@@ -125,8 +125,8 @@ AspectOption = Annotated[
     bool, typer.Option("--keep-aspect", help="Do not squash pictures to a square, as the paper does.")
 ]
 RootArgument = Annotated[Path, typer.Argument(help="The folder of a data set.")]
-LayoutOption = Annotated[LayoutName | None, typer.Option(help="How the data set lies on disk; default: recognised.")]
-SplitOption = Annotated[Split, typer.Option(help="The paper also trains on the test split, of another data set.")]
+LayoutOption = Annotated[str | None, one_of(LAYOUTS, "How the data set lies on disk; default: recognised.")]
+SplitOption = Annotated[str, one_of(("test", "train"), "The paper also trains on the test split, of another data set.")]
 ClassesOption = Annotated[list[str] | None, typer.Option("--class", help="Only this class of it; may be repeated.")]
 ClassNamesOption = Annotated[
     str | None,
@@ -134,7 +134,7 @@ ClassNamesOption = Annotated[
         metavar="FILE|A=B,...", help="Words for classes in the sentences: 01=floor tile,02=wood, or a .json of them."
     ),
 ]
-DataDomainOption = Annotated[Domain | None, typer.Option(help="Default: industrial or medical, after the classes.")]
+DataDomainOption = Annotated[str | None, one_of(ENSEMBLES, "Default: industrial or medical, after the classes.")]
 OUTPUT = typer.Option(metavar="DIR", parser=folder_path, help="Folder for the results.")
 OutputOption = Annotated[Path, OUTPUT]
 PromptsFileOption = Annotated[
@@ -143,8 +143,12 @@ PromptsFileOption = Annotated[
 
 
 FormatsOption = Annotated[
-    list[FileFormat] | None,
-    typer.Option("--format", help="Also write results so; may be repeated. With ray: parquet (the default) or jsonl."),
+    list[str] | None,
+    one_of(
+        (*FORMATS, "parquet", "jsonl"),
+        "Also write results so; may be repeated. With ray: parquet (the default) or jsonl.",
+        "--format",
+    ),
 ]
 
 
@@ -156,21 +160,21 @@ ReferenceOption = Annotated[
         callback=not_empty,
     ),
 ]
-EvidenceOption = Annotated[Evidence, typer.Option(help="With --reference: what scores. auto chooses, and says why.")]
+EvidenceOption = Annotated[str, one_of(("auto", *USES), "With --reference: what scores. auto chooses, and says why.")]
 
 
-def reference_options(reference: str | None, evidence: Evidence) -> dict[str, Any]:
+def reference_options(reference: str | None, evidence: str) -> dict[str, Any]:
     """What `Pipeline` takes for --reference and --evidence."""
     if reference is None:
-        if evidence is not Evidence.auto:
+        if evidence != "auto":
             fail("--evidence goes with --reference", 2)
         return {}
-    return {"reference": reference, "evidence": None if evidence is Evidence.auto else evidence.value}
+    return {"reference": reference, "evidence": None if evidence == "auto" else evidence}
 
 
-def choose_formats(names: list[FileFormat] | None, output: object) -> list[str]:
+def choose_formats(names: list[str] | None, output: object) -> list[str]:
     """The formats of pictures' results that were asked for, each once; wrong usage without a folder."""
-    chosen = list(dict.fromkeys(name.value for name in names or ()))
+    chosen = list(dict.fromkeys(names or ()))
     if wrong := [name for name in chosen if name not in FORMATS]:
         fail(f"--format {wrong[0]} is for --engine ray; others: {', '.join(FORMATS)}", 2)
     if chosen and not output:
@@ -180,11 +184,11 @@ def choose_formats(names: list[FileFormat] | None, output: object) -> list[str]:
 
 def load_pipeline(
     model: str,
-    prompts: str | None,
+    prompts: str | Path | PromptMethod | None,
     device: str,
-    dtype: DType,
+    dtype: str,
     image_size: int | None,
-    domain: Domain,
+    domain: str,
     mode: Mode | None = None,
     sigma: float = SIGMA,
     calibration: Path | None = None,
@@ -193,13 +197,13 @@ def load_pipeline(
     **more: Any,
 ) -> Pipeline:
     """The pipeline that a command's options ask for; with the command's context it may be an exported folder."""
-    options = {
+    options: dict[str, Any] = {
         "prompts": prompts,
         "device": device,
-        "dtype": dtype.value,
+        "dtype": dtype,
         "image_size": image_size,
-        "domain": domain.value,
-        "mode": mode and mode.value,
+        "domain": domain,
+        "mode": mode,
         "sigma": sigma,
         "calibration": calibration,
         **more,
@@ -214,19 +218,19 @@ def load_pipeline(
 
 def read_samples(
     root: Path,
-    layout: LayoutName | None,
-    split: Split,
+    layout: str | None,
+    split: str,
     classes: list[str] | None,
-    domain: Domain | None,
+    domain: str | None,
     class_names: str | None = None,
-) -> tuple[list[Sample], str, Domain]:
+) -> tuple[list[Sample], str, str]:
     """The samples of a data set, the name of its layout, and the domain of its classes if none is given."""
-    name = find_layout(root, layout and layout.value)[0]
-    samples = call(read_dataset(root, name, split.value, classes), class_words(class_names))
+    name = find_layout(root, layout)[0]
+    samples = call(read_dataset(root, name, split, classes), class_words(class_names))
     domains = {domain_of(sample.class_name) for sample in samples}
     if domain is None and len(domains) > 1:
         fail("some of these classes are medical and some industrial: choose with --class, or name the --domain", 2)
-    return samples, name, domain or Domain(domains.pop())
+    return samples, name, domain or domains.pop()
 
 
 def split_kinds(kinds: str | None) -> tuple[str, ...] | None:

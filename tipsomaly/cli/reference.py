@@ -1,8 +1,7 @@
 """`tipsomaly reference`: normal pictures, remembered in a file."""
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +10,7 @@ from tipsomaly.cli.options import (
     BatchOption,
     ClassOption,
     DeviceOption,
-    Domain,
     DomainOption,
-    DType,
     DTypeOption,
     ModelOption,
     ModeOption,
@@ -27,14 +24,12 @@ from tipsomaly.cli.options import (
     find_pictures,
     load_pipeline,
     not_empty,
+    one_of,
 )
-from tipsomaly.detection.memory import KINDS
+from tipsomaly.detection.memory import KINDS, Kind
 from tipsomaly.detection.reference_detector import MAX_NORMALS
-from tipsomaly.detection.references import RULES, ReferenceOptions
+from tipsomaly.detection.references import RULES, ReferenceOptions, Rule
 from tipsomaly.detection.scoring import SIGMA
-
-Memory = Enum("Memory", {name: name for name in KINDS}, type=str)
-Rule = Enum("Rule", {name: name for name in RULES}, type=str)
 
 
 @app.command()
@@ -46,8 +41,8 @@ def reference(
     output: Annotated[Path, typer.Option(metavar="OUT.safetensors", help="Where the references go.")],
     class_name: ClassOption = "object",
     memory: Annotated[
-        Memory, typer.Option(help="neighbours: distance to the nearest patch; subspace: to a PCA of the patches.")
-    ] = Memory.neighbours,
+        Kind, one_of(KINDS, "neighbours: distance to the nearest patch; subspace: to a PCA of the patches.")
+    ] = "neighbours",
     layer: Annotated[
         list[int] | None,
         typer.Option(help="Block of the tower to remember; may be repeated; default: two thirds up, and the last."),
@@ -60,12 +55,12 @@ def reference(
     ] = None,
     target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
     rule: Annotated[
-        Rule, typer.Option(help="Of thresholds. percentile: --factor times the 95th percentile of normal scores.")
-    ] = Rule.rank,
+        Rule, one_of(RULES, "Of thresholds. percentile: --factor times the 95th percentile of normal scores.")
+    ] = "rank",
     factor: Annotated[float, typer.Option(min=0, help="Of the rule percentile.")] = 1.2,
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
-    domain: DomainOption = Domain.industrial,
+    domain: DomainOption = "industrial",
     mode: ModeOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
@@ -74,7 +69,7 @@ def reference(
     keep_aspect: AspectOption = False,
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = DType.auto,
+    dtype: DTypeOption = "auto",
 ) -> None:
     """Remember normal pictures of one class, for `tipsomaly detect --reference OUT.safetensors` with the same options.
 
@@ -82,10 +77,8 @@ def reference(
     """
     if output.suffix != ".safetensors":
         fail(f"{output}: a file of references ends in .safetensors", 2)
-    options = ReferenceOptions(
-        memory.value, tuple(layer) if layer else None, turns, limit, target_fpr, rule.value, factor
-    )
-    tiling = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    options = ReferenceOptions(memory, tuple(layer) if layer else None, turns, limit, target_fpr, rule, factor)
+    tiling: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     images = find_pictures(normals)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **tiling)
     found = pipe.make_references(images, class_name, options, batch_size=batch_size)

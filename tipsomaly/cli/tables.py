@@ -8,19 +8,18 @@ import typer
 from tipsomaly.cli.options import (
     BatchOption,
     DeviceOption,
-    DType,
     DTypeOption,
-    Split,
     app,
     fail,
     load_pipeline,
     read_samples,
 )
+from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.files import write_atomically
 from tipsomaly.models.folder import ModelFolder
 from tipsomaly.models.hub import resolve
 from tipsomaly.prompts.find import default_prompts, read_prompts, released_prompts
-from tipsomaly.prompts.learned import LearnedPrompts
+from tipsomaly.prompts.method import PromptMethod
 
 PLACES = ("{model}", "{trained_on}")
 """In `--prompts`: the model's name, and the released set that the paper tests the data set with."""
@@ -43,7 +42,7 @@ def tables(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tables and results.")] = Path("results"),
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
-    dtype: DTypeOption = DType.auto,
+    dtype: DTypeOption = "auto",
 ) -> None:
     """Tables 1 and 8: several data sets with both averages, several models, beside what the paper prints of them.
 
@@ -56,7 +55,7 @@ def tables(
 
     data = {}
     for root in roots:
-        samples, _, domain = read_samples(root, None, Split.test, None, None)
+        samples, _, domain = read_samples(root, None, "test", None, None)
         paper = paper_data_set(samples)
         name = paper or root.resolve().name
         if name in data:
@@ -67,12 +66,13 @@ def tables(
         label = Path(model).resolve().name
         if label in found:
             fail(f"two models are called {label}: rename the folder of one", 2)
-        folder, pipe, found[label] = resolve(model, weights=False), None, {}
+        folder, found[label] = resolve(model, weights=False), {}
+        pipe: Pipeline | None = None
         for name, (samples, domain, source) in data.items():
-            learned = _prompts(folder, prompts, label, source, domain.value)
+            learned = _prompts(folder, prompts, label, source, domain)
             if pipe is None:
                 pipe = load_pipeline(model, learned, device, dtype, image_size, domain)
-            pipe = pipe.with_options(prompts=learned, domain=domain.value)
+            pipe = pipe.with_options(prompts=learned, domain=domain)
             place = output / label / name.replace("/", "_")
             found[label][name] = evaluate(pipe, samples, batch_size=batch_size, output=place, progress=True)
     parts = [f"# {label}\n\n{table_1(by_name)}" for label, by_name in found.items() if len(data) > 1]
@@ -81,7 +81,7 @@ def tables(
     print(text, end="")
 
 
-def _prompts(folder: ModelFolder, text: str | None, model: str, source: str, domain: str) -> LearnedPrompts | None:
+def _prompts(folder: ModelFolder, text: str | None, model: str, source: str, domain: str) -> PromptMethod | None:
     """The prompts for a data set: those that are asked for, else the model's set trained on other data, else its own
     choice."""
     if text:

@@ -190,7 +190,7 @@ def _read_folder(root: Path, split: str) -> Iterator[Sample]:
     for group in groups:
         if group not in stores:
             inner = [store / group.name for store in stores if (store / group.name).is_dir()]
-            yield from _samples(group, "object", (inner or stores or [None])[0])
+            yield from _samples(group, "object", next(iter(inner or stores), None))
 
 
 def _read_yes_no(class_name: str, root: Path, split: str) -> Iterator[Sample]:
@@ -238,10 +238,10 @@ def _inside(root: Path, source: Path, name: object) -> Path:
     if not isinstance(name, str) or not name:
         raise DatasetError(f"{printable(source)}: an entry with the file name {name!r}")
     base = os.path.abspath(root)
-    path = os.path.abspath(os.path.join(base, name))
-    if not Path(path).is_relative_to(base):
+    target = os.path.abspath(os.path.join(base, name))
+    if not Path(target).is_relative_to(base):
         raise DatasetError(f"{printable(source)}: {name!r} leads out of the folder {printable(root)}")
-    path = root / os.path.relpath(path, base)
+    path = root / os.path.relpath(target, base)
     if not path.is_file():
         raise DatasetError(f"{printable(path)}: no such file, but {printable(source)} names it")
     return path

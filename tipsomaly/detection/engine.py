@@ -88,12 +88,12 @@ class Engine:
                 images, patches = to_cpu(evidence.images), to_cpu(evidence.patches)
                 kinds = None if evidence.kinds is None else to_cpu(evidence.kinds.half())
                 for i, view in enumerate(views):
-                    anomaly_map = None
+                    anomaly_map: Tensor | None = None
                     if maps and not view.picture.boxes:
                         size = (view.picture.height, view.picture.width)
                         height, width = view.pixels.shape[1:]
-                        anomaly_map = scoring.anomaly_map(evidence.patches[i], (height, width), size, self.sigma)
-                        anomaly_map = to_cpu(anomaly_map)
+                        drawn = scoring.anomaly_map(evidence.patches[i], (height, width), size, self.sigma)
+                        anomaly_map = to_cpu(drawn)
                     own = None if kinds is None else kinds[i]
                     scores = Scores(spatial[i], images[i], patches[i], anomaly_map, own)
                     view.picture.scores.setdefault(view.index, []).append(scores)
@@ -222,7 +222,8 @@ class _Source(Iterator[ImageSource]):
     """Pictures until there are no more, be it that the iterable raises: then `failure` is what it raised."""
 
     def __init__(self, images: Iterable[ImageSource]) -> None:
-        self._images, self.failure = iter(images), None
+        self._images = iter(images)
+        self.failure: Exception | None = None
 
     def __next__(self) -> ImageSource:
         try:

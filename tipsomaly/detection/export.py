@@ -19,6 +19,7 @@ from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import ModelError, OptionError
 from tipsomaly.files import expand, staged_folder
 from tipsomaly.models.sessions import GRAPHS, PACKAGES, PRECISIONS, Session, open_session, require
+from tipsomaly.models.tips import VisionTower
 from tipsomaly.names import clean_class_name
 
 TOLERANCE = 1e-4
@@ -50,10 +51,12 @@ def export(
     names = list(dict.fromkeys(clean_class_name(name) for name in class_names))
     _check(pipeline, form, names, precision, pictures)
     require(PACKAGES[form], form)
-    known = pipeline.calibration
+    tower, known = pipeline.tips.vision_encoder, pipeline.calibration
+    if not isinstance(tower, VisionTower):
+        raise OptionError("only models of the TIPS family can be exported")
     detectors = [pipeline.detector(name) for name in names]
     model = graph.build(
-        pipeline.tips.vision_encoder,
+        tower,
         detectors,
         pipeline.image_size,
         pipeline.options.sigma,
@@ -64,7 +67,7 @@ def export(
     settings = dict(pipeline.settings())
     if precision != "fp32":  # its scores are not those of the pipeline, and a calibration of one does not fit the other
         settings["dtype"] = f"openvino {precision}"
-    record = {
+    record: dict[str, Any] = {
         "version": VERSION,
         "format": form,
         "precision": "bfloat16" if precision == "bf16" else "float32",
@@ -136,7 +139,11 @@ def _save(model: Any, path: Path, record: dict[str, Any]) -> None:
     if path.suffix == ".onnx":
         onnx.helper.set_model_props(model, {"tipsomaly": text})
         # one file may hold two gigabytes
-        aside = {"save_as_external_data": True, "location": f"{path.name}.data", "convert_attribute": False}
+        aside: dict[str, Any] = {
+            "save_as_external_data": True,
+            "location": f"{path.name}.data",
+            "convert_attribute": False,
+        }
         large = model.ByteSize() > 1.5 * 2**30
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)
         onnx.save(model, path, **(aside if large else {}))

@@ -10,13 +10,13 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tipsomaly.detection.detector import PromptDetector
+from tipsomaly.detection.detector import PromptDetector, Prompts
 from tipsomaly.detection.scoring import IMAGE_SCORE, resampling
 from tipsomaly.errors import OptionError
 from tipsomaly.models.encoder import LayerTokens, Readout
@@ -41,7 +41,9 @@ OPSET = 20
 IR_VERSION = 10
 
 
+# What `script` reads is another language than Python, in which a type says a shape: no checker of types knows it.
 @script()
+@no_type_check
 def _weights(source: INT64[1], target: INT64[1]):
     """(target, source): Pillow's weights of its bilinear filter for 8 bits, in units of 2^-22 (its `Resample.c`).
 
@@ -60,6 +62,7 @@ def _weights(source: INT64[1], target: INT64[1]):
 
 
 @script()
+@no_type_check
 def _weigh(pixels: FLOAT, target: INT64[1]):
     """(..., n) whole numbers to (..., target), rounded as Pillow rounds after each of its two passes.
 
@@ -76,6 +79,7 @@ def _weigh(pixels: FLOAT, target: INT64[1]):
 
 
 @script()
+@no_type_check
 def resize(images: UINT8["batch", "height", "width", 3], rows: INT64[1], columns: INT64[1]):  # noqa: F821
     """To float32 (B, 3, rows, columns) whole numbers, to the bit those of `Image.resize(..., BILINEAR)`.
 
@@ -97,6 +101,7 @@ def resize(images: UINT8["batch", "height", "width", 3], rows: INT64[1], columns
 
 
 @script()
+@no_type_check
 def _before(images: UINT8["batch", "height", "width", 3], rows: INT64[1], columns: INT64[1]):  # noqa: F821
     size = op.Shape(images, start=1, end=3)
     if op.ReduceMin(op.Cast(size == op.Concat(rows, columns, axis=0), to=6), keepdims=0) == 1:
@@ -108,11 +113,13 @@ def _before(images: UINT8["batch", "height", "width", 3], rows: INT64[1], column
 
 
 @script()
+@no_type_check
 def _unit(tokens: FLOAT):
     return tokens / op.Max(op.ReduceL2(tokens, op.Constant(value_ints=[-1])), 1e-12)
 
 
 @script()
+@no_type_check
 def _probabilities(tokens: FLOAT, prototypes: FLOAT, temperature: FLOAT):
     """Equation 1: tokens (B, n, D) under prototypes (B, 1 + K, D) -> (B, n, 1 + K).
 
@@ -126,6 +133,7 @@ def _probabilities(tokens: FLOAT, prototypes: FLOAT, temperature: FLOAT):
 
 
 @script()
+@no_type_check
 def _after(
     object: FLOAT["batch", "dim"],  # noqa: F821
     spatial: FLOAT["batch", "dim"],  # noqa: F821
@@ -172,6 +180,7 @@ def _after(
 
 
 @script()
+@no_type_check
 def _verdict(score: FLOAT["batch"], anomaly_map: FLOAT["batch", "height", "width"], thresholds: FLOAT[2]):  # noqa: F821
     is_anomalous = score >= op.Gather(thresholds, 0)
     mask = anomaly_map >= op.Gather(thresholds, 1)
@@ -187,12 +196,17 @@ class _Tower(nn.Module):
         super().__init__()
         self.tower = copy.copy(tower)  # shares the weights
         positions = tower.patch_positions(*grid).detach()
-        self.tower.patch_positions = lambda h, w: positions
+        self.tower.patch_positions = lambda h, w: positions  # type: ignore[method-assign]
         self.learned, self.readout = learned, readout
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         [tokens] = self.tower.layers(pixels, [-1], self.learned, self.readout)
         return tuple(part.float() for part in tokens)
+
+
+def _fixed(prompts: Prompts) -> Tensor:
+    assert prompts.prototypes is not None  # no picture changes them
+    return prompts.prototypes
 
 
 def build(
@@ -235,8 +249,8 @@ def build(
         "tower": traced.model_proto,
         "after": _part(
             _after,
-            image_prototypes=_array([pair(detector.image.prototypes) for detector in detectors]),
-            patch_prototypes=_array([detector.patches.prototypes for detector in detectors]),
+            image_prototypes=_array([pair(_fixed(detector.image)) for detector in detectors]),
+            patch_prototypes=_array([_fixed(detector.patches) for detector in detectors]),
             temperatures=np.array([first.image.temperature, first.patches.temperature], np.float32),
             weights=np.array([score], np.float32),
             row_matrix=matrices[0],

@@ -14,7 +14,7 @@ from tipsomaly.models.folder import ModelFolder
 from tipsomaly.models.hub import resolve
 from tipsomaly.prompts.find import default_prompts, read_prompts
 from tipsomaly.prompts.method import PromptMethod
-from tipsomaly.prompts.strategy import no_prompts
+from tipsomaly.prompts.strategy import Mode, no_prompts
 
 
 class Loaded(NamedTuple):
@@ -33,7 +33,7 @@ def load(
     prompts: str | Path | PromptMethod | None,
     device: str | torch.device,
     dtype: str | torch.dtype,
-    mode: str | None,
+    mode: Mode | None,
     domain: object,
 ) -> Loaded:
     """See `Pipeline.from_pretrained`. Raises ModelError."""

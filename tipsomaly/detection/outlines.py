@@ -43,7 +43,7 @@ def _rings(mask: np.ndarray) -> list[np.ndarray]:
     unused = {(point, step) for point, steps in onward.items() for step in steps}
     rings = []
     while unused:
-        start = edge = next(iter(unused))
+        first = edge = next(iter(unused))
         corners, before = [], None
         while edge in unused:
             unused.remove(edge)
@@ -53,7 +53,7 @@ def _rings(mask: np.ndarray) -> list[np.ndarray]:
             before = step
             point = (x + step[0], y + step[1])
             edge = (point, min(onward[point], key=lambda after: _turn(step, after)))  # to the left: around both
-        if start[1] == before:  # it started in the middle of a side
+        if first[1] == before:  # it started in the middle of a side
             del corners[0]
         rings.append(np.array(corners))
     return rings

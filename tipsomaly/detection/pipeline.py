@@ -111,7 +111,9 @@ class Pipeline(Scorer):
         """This pipeline, and one for each other method that the model's folder has prompts of, by the method's name.
         They share weights, and what patches are read from. Raises ModelError."""
         found, sets = {self.method_name: self}, self._detectors.sets
-        for name, path in sorted(self._folder.prompt_sets().items() if self._folder else ()):
+        if self._folder is None:
+            return found
+        for name, path in sorted(self._folder.prompt_sets().items()):
             if path not in sets:
                 sets[path] = read_prompts(self._folder, name)
             prompts = sets[path]
@@ -215,12 +217,14 @@ class Pipeline(Scorer):
         "fixed", "learned" and "decoupled", under "own", fixed prompts of your own, when they are given, under
         each other method that the model's folder has prompts of, "dapo" and "cops", and with a reference under
         "memory", of the normal pictures alone, and "both"."""
-        prompts = self.prompts or (self._folder and default_prompts(self._folder, self.options.domain))
+        prompts = self.prompts
+        if prompts is None and self._folder:
+            prompts = default_prompts(self._folder, self.options.domain)
         if prompts is None:
             raise ModelError("a comparison needs learned prompts and this model has none")
         (name, note), known = self.checked_class(class_name), self.calibration
         alone = self.with_options(reference=None)
-        columns = {
+        columns: dict[str, Pipeline] = {
             mode: alone.with_options(prompts=prompts, mode=mode, calibration=known if mode == self.mode else None)
             for mode in MODES
         }
@@ -235,7 +239,8 @@ class Pipeline(Scorer):
         for view in self.engine.scored([image], detectors, BATCH_SIZE):
             if isinstance(view, ImageError):
                 raise view
-        return {column: pipe._result(view.picture, i, name, note) for i, (column, pipe) in enumerate(columns.items())}
+            picture = view.picture
+        return {column: pipe._result(picture, i, name, note) for i, (column, pipe) in enumerate(columns.items())}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a model folder that `from_pretrained` and transformers read, whole or not at all;

@@ -150,10 +150,12 @@ def observe(
     views = engine.viewer.views(images, batch_size)
     begun: list[_Seen] = []
     while batch := list(islice(views, batch_size)):
-        for view in batch:
-            if isinstance(view, ImageError):
-                raise view
-        for view, seen in _see(engine, batch, prompts, options):
+        usable: list[View] = []
+        for found in batch:
+            if isinstance(found, ImageError):
+                raise found
+            usable.append(found)
+        for view, seen in _see(engine, usable, prompts, options):
             begun.append(seen)
             if view.is_last:
                 turned = [copy for part in begun for copy in part.turned]

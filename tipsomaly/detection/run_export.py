@@ -4,6 +4,7 @@ Needs numpy, pillow and the engine alone: onnxruntime for model.onnx, openvino f
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ HERE = Path(__file__).parent
 RECORD = json.loads((HERE / "export.json").read_text(encoding="utf-8"))
 
 
-def read(path):
+def read(path: str) -> np.ndarray:
     """(1, H, W, 3) uint8 RGB: upright, transparency over white, 16 bits as 8, the first frame."""
     image = ImageOps.exif_transpose(Image.open(path))
     if image.mode.startswith("I"):
@@ -24,7 +25,7 @@ def read(path):
     return np.asarray(image.convert("RGB"))[None]
 
 
-def open_model():
+def open_model() -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """A function of the graph's inputs that gives its outputs by name."""
     if RECORD["format"] == "onnx":
         import onnxruntime
@@ -39,7 +40,7 @@ def open_model():
     return lambda inputs: {key: value for keys, value in model(inputs).to_dict().items() for key in keys.names}
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--class-name", choices=RECORD["class_names"], default=RECORD["class_names"][0])

@@ -176,7 +176,7 @@ class Scorer:
 
     def references(self, class_name: str = "object") -> References | None:
         """What the normal pictures say, for a class; of pictures it is made when it is first asked for."""
-        return self.reference and self.reference.of(self._known(class_name), self.make_references)
+        return self.reference.of(self._known(class_name), self.make_references) if self.reference else None
 
     def make_references(
         self,
@@ -199,7 +199,6 @@ class Scorer:
 
     def fit_references(self, normals: Sequence[Normal], class_name: str, options: ReferenceOptions) -> References:
         """The same of what `observe` found in normal pictures."""
-        own = {"sigma": self.options.sigma, "patch_size": self.tips.config.vision.patch_size}
         settings = {key: value for key, value in self.settings().items() if key != "reference"}
         return fit(
             normals,
@@ -207,7 +206,8 @@ class Scorer:
             class_name=self._known(class_name),
             settings=settings,
             image_score=self.image_score,
-            **own,
+            sigma=self.options.sigma,
+            patch_size=self.tips.config.vision.patch_size,
         )
 
     @property
@@ -217,7 +217,8 @@ class Scorer:
 
     def pile(self, images: Sequence[ImageSource], class_name: str, batch_size: int) -> list[Normal]:
         """What the model says of evenly spread pictures that can be read."""
-        step, found = max(1, -(-len(images) // MAX_NORMALS)), []
+        step = max(1, -(-len(images) // MAX_NORMALS))
+        found: list[Normal] = []
         for image in images[::step]:
             with suppress(ImageError):  # it is said when it is its turn
                 found += observe(self.engine, [image], self.detector(class_name), ReferenceOptions(), batch_size)

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 import torch
@@ -88,6 +89,14 @@ def described(strategy: Strategy) -> str:
     return strategy if isinstance(strategy, str) else " + ".join(f"{w:.2g} {part}" for part, w in strategy.items())
 
 
+@overload
+def anomaly_map(
+    patch_map: np.ndarray, input_size: tuple[int, int], size: tuple[int, int] | None = ..., sigma: float = ...
+) -> np.ndarray: ...
+@overload
+def anomaly_map(
+    patch_map: Tensor, input_size: tuple[int, int], size: tuple[int, int] | None = ..., sigma: float = ...
+) -> Tensor: ...
 def anomaly_map(
     patch_map: np.ndarray | Tensor,
     input_size: tuple[int, int],

@@ -49,7 +49,8 @@ class Picture:
     """By the index of the view, for each pair of prototypes."""
 
 
-class View(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class View:
     """What the model sees at once: a whole picture (index 0) or a tile of it (1, 2, ...)."""
 
     picture: Picture
@@ -96,6 +97,7 @@ class Viewer:
             return picture
         if index == 0:
             return View(picture, 0, picture.pixels)
+        assert picture.image is not None  # which is kept where there are tiles
         left, top, right, bottom = box = picture.boxes[index - 1]
         return View(picture, index, to_pixels(picture.image.crop(box), self.input_size(right - left, bottom - top)))
 

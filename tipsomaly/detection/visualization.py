@@ -64,7 +64,8 @@ def black_and_white(mask: np.ndarray) -> Image.Image:
 
 def colours(count: int) -> list[tuple[int, int, int]]:
     """RGB of the map's colours at `count` even steps from 0 to 1, for a legend."""
-    return [tuple(map(int, _table()[i])) for i in np.linspace(0, 255, count).round().astype(int)]
+    steps = np.linspace(0, 255, count).round().astype(int)
+    return [(int(red), int(green), int(blue)) for red, green, blue in _table()[steps]]
 
 
 def side_by_side(pictures: list[Image.Image], height: int | None = None, gap: int = 8) -> Image.Image:

@@ -43,11 +43,10 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         faster = dtype == "fastest" and device.type == "cpu" and bfloat16_is_faster()
         return torch.bfloat16 if faster else torch.float32
-    if dtype in DTYPES.values():
-        return dtype
-    if dtype not in DTYPES:
-        raise OptionError(f"unknown dtype {dtype!r}: choose auto, fastest, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise OptionError(f"unknown dtype {name!r}: choose auto, fastest, {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 @lru_cache(maxsize=1)

@@ -138,6 +138,7 @@ def _open(request: urllib.request.Request) -> HTTPResponse:
             if not busy or attempt + 1 == ATTEMPTS:
                 raise FetchError(f"{request.full_url}: the server answers {error.code} {error.reason}") from None
             time.sleep(retry_after(error.headers.get("Retry-After"), attempt))
+    raise AssertionError("unreachable")
 
 
 def _head(source: Source) -> Remote:
@@ -170,7 +171,7 @@ def _fetch(remote: Remote, folder: Path) -> dict[str, str | int]:
         if remote.size is None or have < remote.size:
             time.sleep(retry_after(None, failures))
     whole = path if path.exists() else partial
-    record = {"url": remote.source.url, "size": _size(whole), "sha256": _check(remote, whole)}
+    record: dict[str, str | int] = {"url": remote.source.url, "size": _size(whole), "sha256": _check(remote, whole)}
     whole.replace(path)
     return record
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,14 +46,16 @@ class ModelFolder:
 
     def _read_flat_config(self, config: dict) -> TipsConfig:
         """Google's first config.json was flat and named the sizes for code of its own: the arrays say them as well."""
-        shapes: dict[str, dict] = {"vision_encoder": {}, "text_encoder": {}}
+        vision: dict[str, Any] = {}
+        text: dict[str, Any] = {}
+        shapes = {"vision_encoder": vision, "text_encoder": text}
         for path in self._weight_files():
             with _open_safetensors(path) as file:
                 for key in file.keys():  # noqa: SIM118
                     tower, _, name = key.partition(".")
                     shapes.get(tower, {})[name] = (tuple(file.get_slice(key).get_shape()), None)
         temperature = config.get("temperature", DEFAULT_TEMPERATURE)
-        return read_config(*shapes.values(), temperature, text_heads=config.get("text_num_heads"))
+        return read_config(vision, text, temperature, text_heads=config.get("text_num_heads"))
 
     def read_image_size(self, config: TipsConfig) -> int | tuple[int, int]:
         """The default input size in pixels: one side, or (height, width); where no file says it, the trained one."""

@@ -129,7 +129,8 @@ def convert_release(name: str) -> Path:
         records = fetch(BACKBONES[name].sources, downloads, extra=1)
         with disk_errors(out), staged_folder(out) as staging:
             try:
-                convert(*(downloads / source.file_name for source in BACKBONES[name].sources), staging)
+                vision, text, tokenizer = (downloads / source.file_name for source in BACKBONES[name].sources)
+                convert(vision, text, tokenizer, staging)
             except ValueError as error:  # what came is not what it should be: let the next run fetch it anew
                 shutil.rmtree(downloads)
                 raise ModelError(f"{name}: the release cannot be converted, its files were deleted: {error}") from None
@@ -177,7 +178,7 @@ def snapshot(repository: str, revision: str | None = None, patterns: list[str] =
                                 )
                             return path
                 busy = response is not None and (response.status_code == 429 or response.status_code >= 500)
-                if not busy or attempt + 1 == ATTEMPTS:
+                if response is None or not busy or attempt + 1 == ATTEMPTS:
                     raise _explain(error, repository, revision) from None
                 time.sleep(retry_after(response.headers.get("Retry-After"), attempt))
     raise AssertionError("unreachable")

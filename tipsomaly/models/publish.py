@@ -37,7 +37,12 @@ def upload(
     try:
         sdk = "gradio" if kind == "space" else None
         url = api.create_repo(repository, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
-        api.upload_folder(repo_id=repository, folder_path=folder, repo_type=kind, allow_patterns=files)
+        api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            repo_type=kind,
+            allow_patterns=None if files is None else list(files),
+        )
     except Exception as error:  # as in _snapshot
         raise FetchError(f"{repository}: the upload failed: {one_line(error)}") from None
     return str(url)

@@ -63,6 +63,7 @@ class VisionTower(nn.Module):
             x = block(given)
             if i in wanted:
                 tokens = self.norm(x)
+                assert isinstance(block, _VisionBlock)
                 patches = tokens if readout == "tokens" else self.norm(block.values(given))
                 kept[i] = ImageTokens(tokens[:, 0], tokens[:, 1], patches[:, -h * w :].unflatten(1, (h, w)))
         return [kept[i] for i in wanted]
@@ -76,6 +77,7 @@ class VisionTower(nn.Module):
             raise ValueError(f"image sides must be positive multiples of {patch}, got {height} x {width}")
         h, w = height // patch, width // patch
         proj = self.patch_embed["proj"]
+        assert isinstance(proj, nn.Conv2d)
         # The convolution as the matrix product that it is: two to three times as fast, and its output lies as tokens.
         patches = pixels.to(self.cls_token.dtype).unflatten(2, (h, patch)).unflatten(4, (w, patch))
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -190,7 +192,9 @@ class TextTower(nn.Module):
         x = x + sinusoidal_positions(x.shape[1], self.config.dim).to(x)
         added = layers.added if layers else 0
         mask = F.pad(valid, (added, 0), value=True)[:, None, None, :]
-        for i, block in enumerate(self.transformer["resblocks"]):
+        blocks = self.transformer["resblocks"]
+        assert isinstance(blocks, nn.ModuleList)
+        for i, block in enumerate(blocks):
             x = block(layers.before(i, x) if layers else x, mask)
         weight = valid.unsqueeze(-1).to(x.dtype)
         return (self.ln_final(x[:, added:]) * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -32,8 +32,9 @@ class Tokenizer:
 
     def unknown(self, text: str) -> list[str]:
         """The words of a text that the text tower was not trained on, as far as that is known."""
-        words = dict.fromkeys(text.lower().split()) if self.words is not None else ()
-        return [word for word in words if word not in self.words]
+        if self.words is None:
+            return []
+        return [word for word in dict.fromkeys(text.lower().split()) if word not in self.words]
 
     def __call__(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(n, max_length) int64 ids and (n, max_length) bool, true where an id is not padding."""

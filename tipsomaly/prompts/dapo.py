@@ -36,6 +36,10 @@ class Dapo(PromptMethod):
 
     NAME: ClassVar[str] = "dapo"
     RECIPE: ClassVar[Recipe] = Recipe(epochs=5, seed=42, shuffle=True)
+    temperature: float
+    abnormal: Tensor
+    text_tokens: Tensor | None
+    vision_tokens: Tensor | None
 
     def __init__(
         self,
@@ -118,7 +122,8 @@ class Dapo(PromptMethod):
     ) -> Self:
         if temperature is None:
             raise ValueError("no temperature")
-        return cls(**tensors, **settings, temperature=temperature, metadata=metadata)
+        given: dict[str, Any] = {**tensors, **settings}
+        return cls(**given, temperature=temperature, metadata=metadata)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -131,7 +136,8 @@ class Dapo(PromptMethod):
 
     @property
     def blocks(self) -> tuple[int, int]:
-        return tuple(0 if tokens is None else len(tokens) for tokens in (self.text_tokens, self.vision_tokens))
+        text, vision = self.text_tokens, self.vision_tokens
+        return 0 if text is None else len(text), 0 if vision is None else len(vision)
 
     @property
     def image_tokens(self) -> LayerTokens | None:
@@ -139,9 +145,8 @@ class Dapo(PromptMethod):
 
     def of_kinds(self, kinds: Sequence[str]) -> Self:
         """The same for other kinds of defects, trained or not."""
-        tensors = dict(self.named_parameters())
-        settings = self.settings() | {"kinds": kinds}
-        return type(self)(**tensors, **settings, temperature=self.temperature, metadata=self.metadata)
+        given = {**dict(self.named_parameters()), **self.settings(), "kinds": kinds}
+        return type(self)(**given, temperature=self.temperature, metadata=self.metadata)
 
     def prototypes(self, encode: TextEncoder) -> Tensor:
         rows, states = len(self.normal), 1 + len(self.kinds)

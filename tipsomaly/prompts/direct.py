@@ -62,5 +62,5 @@ class Direct(PromptMethod):
         self, batch: TrainingBatch, encode: TextEncoder, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         patches = probabilities(batch.tokens.patches, self.prototypes(encode), self.temperature, encode.bias)
-        parts = local_loss(upsample(patches, (batch.masks.shape[1], batch.masks.shape[2])), batch.masks)
+        parts = local_loss(upsample(patches, batch.masks.shape[1:]), batch.masks)
         return {"total": parts["focal"] + parts["dice_abnormal"] + parts["dice_normal"], **parts}

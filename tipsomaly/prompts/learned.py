@@ -81,7 +81,8 @@ class LearnedPrompts(PromptMethod):
         temperature: float | None,
         metadata: Mapping[str, str],
     ) -> Self:
-        return cls(**tensors, **settings, temperature=temperature, metadata=metadata)
+        given: dict[str, Any] = {**tensors, **settings}
+        return cls(**given, temperature=temperature, metadata=metadata)
 
     def settings(self) -> dict[str, Any]:
         return {"ensemble": self.ensemble, "objective": self.objective}
@@ -101,13 +102,14 @@ class LearnedPrompts(PromptMethod):
         pair, tau = self.prototypes(encode), self.temperature
         if tau is None:
             raise ValueError("no temperature to train at: set the backbone's")
-        maps = upsample(probabilities(batch.tokens.patches, pair, tau, encode.bias), tuple(batch.masks.shape[1:]))
+        maps = upsample(probabilities(batch.tokens.patches, pair, tau, encode.bias), batch.masks.shape[1:])
         parts = local_loss(maps, batch.masks)
         # The released code hands probabilities, not logits, to its cross-entropy; table 2b was measured that way.
-        tokens = (batch.tokens.object, batch.tokens.spatial)
-        parts["image"] = sum(
-            F.cross_entropy(probabilities(token, pair, tau, encode.bias), batch.labels) for token in tokens
+        object_loss, spatial_loss = (
+            F.cross_entropy(probabilities(token, pair, tau, encode.bias), batch.labels)
+            for token in (batch.tokens.object, batch.tokens.spatial)
         )
+        parts["image"] = object_loss + spatial_loss
         local = parts["focal"] + parts["dice_abnormal"] + parts["dice_normal"]
         total = {"local": local, "global": parts["image"], "both": local + parts["image"]}[self.objective]
         return {"total": total, **parts}

@@ -1,5 +1,6 @@
 """The losses that prompt methods are trained with (Tipsomaly: section 2.5)."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -7,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h, w, C) probabilities of patches -> (B, C, H, W), bilinearly. As two matrices: on a GPU the gradient of
-    F.interpolate adds up in any order, so that the same seed would not give the same prompts."""
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, h, w, C) probabilities of patches -> (B, C, H, W), bilinearly; `size` is (H, W). As two matrices: on a GPU
+    the gradient of F.interpolate adds up in any order, so that the same seed would not give the same prompts."""
     maps = maps.permute(0, 3, 1, 2)
     rows, columns = (bilinear(maps.shape[i + 2], size[i]).to(maps) for i in (0, 1))
     return rows @ maps @ columns.T

@@ -92,8 +92,8 @@ class PromptMethod(nn.Module):
     """The kinds of defects that the abnormal prototypes stand for, in their order; none if there is but one."""
     temperature: float | None = None
     """Of the softmax; None: the backbone's own."""
-    image_tokens: LayerTokens | None = None
-    """Learned tokens of the vision tower; None: it is untouched and its tokens serve any method."""
+    normal: Tensor
+    """(..., D), what stands for the normal state."""
     metadata: Mapping[str, str]
     """Where the numbers come from: backbone, trained_on, epochs, seed ..."""
 
@@ -131,6 +131,11 @@ class PromptMethod(nn.Module):
         """For how many blocks of the text and of the vision tower there are learned tokens."""
         return 0, 0
 
+    @property
+    def image_tokens(self) -> LayerTokens | None:
+        """Learned tokens of the vision tower; None: it is untouched and its tokens serve any method."""
+        return None
+
     @abstractmethod
     def prototypes(self, encode: TextEncoder) -> Tensor | None:
         """(1 + K, D) float32 unit vectors that no picture changes, the normal one first; None if a picture does."""
@@ -157,11 +162,12 @@ class PromptMethod(nn.Module):
             raise ModelError(
                 f"these prompts are {self.width} wide (made for {made_for}), the model is {config.text.dim}"
             )
-        for name, blocks, tower in zip(("text", "vision"), self.blocks, (config.text, config.vision), strict=True):
-            if blocks > tower.depth:
+        depths = (config.text.depth, config.vision.depth)
+        for name, blocks, depth in zip(("text", "vision"), self.blocks, depths, strict=True):
+            if blocks > depth:
                 raise ModelError(
                     f"these prompts are for {blocks} blocks of the {name} tower (made for {made_for}), the model has "
-                    f"{tower.depth}"
+                    f"{depth}"
                 )
 
     def digest(self) -> str:

@@ -45,8 +45,8 @@ def prototypes(
 
     Gradients flow to `learned`, so that training and inference share this function.
     """
-    learned = learned or (None, None)
-    embeddings = (embed(tower, tokenizer, *state) for state in zip(sentences, learned, strict=True))
+    states = zip(sentences, learned or (None, None), strict=True)
+    embeddings = (embed(tower, tokenizer, texts, vectors) for texts, vectors in states)
     return torch.stack([F.normalize(e.mean(0), dim=-1) for e in embeddings])
 
 

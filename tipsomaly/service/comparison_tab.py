@@ -68,7 +68,7 @@ class ComparisonTab:
             hint = '<p class="note">Your own phrases join in when there is one for each state, normal and abnormal.</p>'
         example = self.examples.find(image)
         with self.explained():
-            truth = mask or (example and example.mask)
+            truth = mask or (example.mask if example else None)
             found = self.space.compare(image, class_name, domain, model, normal, abnormal, truth)
         if example and not example.mask and not mask:
             shown = found.results["fixed"]
@@ -89,7 +89,7 @@ class ComparisonTab:
         """`settings` are class, fixed prompts and model; `limits` those of events that run the model."""
         own = [self.normal, self.abnormal, self.truth]
         inputs, outputs = [self.open, self.shown, image, *settings, *own], [self.page, self.shown]
-        private = {"api_visibility": "private", "show_progress": "minimal"}
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         for other in others:
             other.select(lambda: False, None, self.open, queue=False, **private)
         opened = tab.select(lambda: True, None, self.open, queue=False, **private)
@@ -101,7 +101,7 @@ class ComparisonTab:
             [
                 self.run.click,
                 *(component.change for component in (image, *settings, self.truth)),
-                *(event for box in own[:2] for event in (box.blur, box.submit)),
+                *(event for box in (self.normal, self.abnormal) for event in (box.blur, box.submit)),
             ],
             self.refresh,
             inputs,

@@ -104,7 +104,7 @@ def table(rows: Iterable[Row]) -> list[list[str | float]]:
     return [
         [row.name, *(round(v, 4) for v in (r.score, r.global_score, r.local_score)), verdict(r), ""]
         if (r := row.result)
-        else [row.name, "", "", "", "", row.error]
+        else [row.name, "", "", "", "", row.error or ""]
         for row in sorted(ranked(rows), key=lambda row: row.error is None)
     ]
 

@@ -43,7 +43,7 @@ class RateLimit:
                 return
             if "/mcp" in scope["path"]:
                 headers = [header for header in scope["headers"] if header[0] != COUNTED]
-                scope = scope | {"headers": [*headers, (COUNTED, self.secret)]}
+                scope = {**scope, "headers": [*headers, (COUNTED, self.secret)]}
         await self.app(scope, receive, send)
 
     def take(self, name: str) -> int:

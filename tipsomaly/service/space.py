@@ -52,7 +52,7 @@ class Space:
         wherever they fit. Raises ModelError."""
         gpu = _zero_gpu()  # before anything is put on a GPU
         self._pipelines: dict[tuple[str, str], Pipeline] = {}
-        self._calibrated: dict[tuple[str, str, str], Pipeline] = {}
+        self._calibrated: dict[tuple[str, str, str | None], Pipeline] = {}
         for name in models:
             for label, pipeline in _prompt_sets(name).items():
                 for domain in ENSEMBLES:
@@ -61,7 +61,8 @@ class Space:
             calibration = References.load(path) if path.suffix == ".safetensors" else Calibration.load(path)
             if not self._calibrate(calibration):
                 raise ModelError(f"no model on offer fits the calibration of {calibration.class_name!r}")
-        self._score, self._compare, self._stream = gpu(self._score), gpu(self._compare), gpu(self._stream)
+        for name in ("_score", "_compare", "_stream"):
+            setattr(self, name, gpu(getattr(self, name)))
 
     @property
     def choices(self) -> list[str]:

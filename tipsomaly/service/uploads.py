@@ -57,7 +57,7 @@ def own_prompts(normal: str, abnormal: str) -> PromptEnsemble | None:
         return None
     if not all(phrases):
         raise ValueError("give at least one phrase for each state, normal and abnormal")
-    return PromptEnsemble(*phrases, templates=ENSEMBLES["industrial"].templates)
+    return PromptEnsemble(tuple(phrases[0]), tuple(phrases[1]), ENSEMBLES["industrial"].templates)
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:

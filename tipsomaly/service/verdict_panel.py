@@ -64,7 +64,7 @@ class VerdictPanel:
         self, image: gr.Image, settings: Sequence[Any], judge: Callable[[gr.events.Dependency], Any], **limits: Any
     ) -> None:
         """`settings` are class, fixed prompts and model; `judge` adds to an event that the picture is scored again."""
-        private = {"api_visibility": "private"}
+        private: dict[str, Any] = {"api_visibility": "private"}
         outputs = [self.calibration, self.status, self.download]
         given = [self.rate, *settings]
         judge(self.use.click(self.calibrate, [self.files, *given], outputs, **private, **limits))

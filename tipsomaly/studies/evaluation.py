@@ -197,7 +197,12 @@ def evaluate(
     Raises ValueError for an unknown strategy, DatasetError and ImageError for a file that cannot be used.
     """
     folders = {"": Path(output)} if output else {}
-    options = {"strategy": strategy, "batch_size": batch_size, "kinds_of_class": kinds_of_class, "progress": progress}
+    options: dict[str, Any] = {
+        "strategy": strategy,
+        "batch_size": batch_size,
+        "kinds_of_class": kinds_of_class,
+        "progress": progress,
+    }
     return _evaluate({"": pipeline}, samples, folders, **options)[""]
 
 
@@ -363,8 +368,10 @@ def score_class(
             ClassResult(
                 class_name,
                 tuple(
-                    PictureScore(str(sample.image), sample.defect, sample.label, *image, *patch)
-                    for sample, image, patch in zip(samples, scores, patch_level[key], strict=True)
+                    PictureScore(str(sample.image), sample.defect, sample.label, *image, local, localization, at_peak)
+                    for sample, image, (local, localization, at_peak) in zip(
+                        samples, scores, patch_level[key], strict=True
+                    )
                 ),
                 {name: value if with_masks else None for name, value in computed[key].result().items()},
             )

@@ -17,9 +17,9 @@ def study(title: str, rows: Mapping[str, Metrics], ordered: bool) -> bytes:
     figure = _figure()
     axes = figure.subplots()
     for name in ("image_auroc", "pixel_auroc", "aupro"):
-        values = [metrics.get(name) for metrics in rows.values()]
-        if None not in values:
-            axes.plot(list(rows), [100 * value for value in values], "o-" if ordered else "o", label=name)
+        percent = [100 * value for metrics in rows.values() if (value := metrics.get(name)) is not None]
+        if len(percent) == len(rows):
+            axes.plot(list(rows), percent, "o-" if ordered else "o", label=name)
     axes.set(ylabel="percent", title=title)
     axes.margins(x=0.1)
     figure.legend(loc="outside lower center", ncols=3)

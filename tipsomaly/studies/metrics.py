@@ -136,7 +136,8 @@ class PixelMetrics:
         low, high = _rank_metrics("pixel", *worst), _rank_metrics("pixel", *best)
         if not self._defects.ordered and low["pixel_ap"] is not None:
             low["pixel_ap"] = max(low["pixel_ap"] - self._defects.share / 8, 0.0)  # the last point on AP above
-        return {name: None if low[name] is None else (low[name], high[name]) for name in low}
+        ends = ((name, low[name], high[name]) for name in low)
+        return {name: None if below is None or above is None else (below, above) for name, below, above in ends}
 
     def _aupro_200(self, *extremes: tuple[np.ndarray, ...]) -> float | None:
         if not self._lowest < self._highest or not all(array.size for array in extremes[0]):
@@ -175,7 +176,12 @@ class _Histogram:
 
     @property
     def nbytes(self) -> int:
-        arrays = [self.edges, self.low, self.high, *(array for part in self._buffer for array in part)]
+        arrays: list[np.ndarray] = [
+            self.edges,
+            self.low,
+            self.high,
+            *(array for part in self._buffer for array in part),
+        ]
         return sum(array.nbytes for array in arrays)
 
     def add(self, *pixels: np.ndarray) -> None:

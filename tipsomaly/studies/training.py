@@ -7,10 +7,11 @@ and an epoch touches only the text tower.
 import copy
 import io
 import sys
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,7 @@ from tipsomaly.prompts.prompt_file import prompts_file
 from tipsomaly.studies import figures
 
 Method = TypeVar("Method", bound=PromptMethod)
+Batch = TypeVar("Batch", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def read_samples(pipeline: Pipeline, samples: Sequence[Sample], batch_size: int 
         yield PixelBatch(pixels, masks.to(pipeline.device), labels, kinds, pipeline.options.readout)
 
 
-class Trainer:
+class Trainer(Generic[Method]):
     """A prompt method in training: Adam with betas 0.5 and 0.999 against frozen towers. What an epoch does depends on
     its number and the seed alone, not on what was drawn before it."""
 
@@ -83,7 +85,7 @@ class Trainer:
         self,
         tips: Encoder,
         tokenizer: Words,
-        start: PromptMethod,
+        start: Method,
         *,
         learning_rate: float | None = None,
         seed: int | None = None,
@@ -108,11 +110,12 @@ class Trainer:
     ) -> list[dict[str, float]]:
         """One step a batch; returns the terms of the loss before each step. `bar` is the name of a progress bar. Only
         sequences can be shuffled."""
+        total = len(batches) if isinstance(batches, Sequence) else None
         if self.shuffle and isinstance(batches, Sequence):
             order = torch.randperm(len(batches), generator=self._generator("order"))
-            batches = _Ordered(batches, order.tolist())
+            batches = map(batches.__getitem__, order.tolist())
         history: list[dict[str, Tensor]] = []
-        for step, batch in enumerate(tqdm(batches, bar, unit="batch", disable=None if bar else True)):
+        for step, batch in enumerate(tqdm(batches, bar, total, unit="batch", disable=None if bar else True)):
             if isinstance(batch, PixelBatch):
                 batch = batch.encoded(self.tips.vision_encoder, self.method.image_tokens)
             parts = self.method.losses(batch, self.encode, self._generator(step))
@@ -126,7 +129,7 @@ class Trainer:
     def _generator(self, purpose: int | str) -> torch.Generator:
         return torch.Generator().manual_seed(int(digest([self.seed, self.epochs, purpose])[:15], 16))
 
-    def prompts(self) -> PromptMethod:
+    def prompts(self) -> Method:
         """The method after the epochs so far, on the CPU."""
         method = copy.deepcopy(self.method).cpu().requires_grad_(False)
         method.metadata = {**method.metadata, "epochs": str(self.epochs)}
@@ -142,19 +145,6 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epochs = state["epochs"]
-
-
-class _Ordered(Sequence):
-    """A sequence in another order."""
-
-    def __init__(self, items: Sequence, order: list[int]) -> None:
-        self._items, self._order = items, order
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._items[self._order[index]]
 
 
 def train_prompts(
@@ -175,7 +165,25 @@ def train_prompts(
         yield trainer.prompts(), history
 
 
-class Features(Sequence[TrainingBatch]):
+class _Batches(Sequence[Batch]):
+    """Batches that are made when they are asked for."""
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self._batch(i) for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._batch(index)
+
+    @abstractmethod
+    def _batch(self, index: int) -> Batch: ...
+
+
+class Features(_Batches[TrainingBatch]):
     """The tokens of a data set, each picture encoded once; as a sequence it gives batches on the pipeline's device.
 
     They lie in memory as the tower gave them or, with `cache`, in float16 in a folder of their own in it, a file a
@@ -228,9 +236,7 @@ class Features(Sequence[TrainingBatch]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int) -> TrainingBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _batch(self, index: int) -> TrainingBatch:
         stored = load_file(self._path(index)) if self._folder else self._memory[index]
         stored = {name: tensor.to(self._device) for name, tensor in stored.items()}
         tokens = ImageTokens(*(stored[name] for name in ImageTokens._fields))
@@ -239,6 +245,7 @@ class Features(Sequence[TrainingBatch]):
         return TrainingBatch(tokens, stored["masks"].float(), stored["labels"], kinds)
 
     def _path(self, index: int) -> Path:
+        assert self._folder is not None
         return self._folder / f"{index:06}.safetensors"
 
 
@@ -255,7 +262,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     return sha256(*(tensors[name] for name in sorted(tensors)))
 
 
-class Pixels(Sequence[PixelBatch]):
+class Pixels(_Batches[PixelBatch]):
     """The pixels and masks of a data set, read anew whenever they are asked for: for methods that change the vision
     tower, whose tokens cannot be kept."""
 
@@ -274,9 +281,7 @@ class Pixels(Sequence[PixelBatch]):
     def __len__(self) -> int:
         return len(range(0, len(self._samples), self._batch_size))
 
-    def __getitem__(self, index: int) -> PixelBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def _batch(self, index: int) -> PixelBatch:
         start = index * self._batch_size
         samples = self._samples[start : start + self._batch_size]
         [batch] = read_samples(self._pipeline, samples, self._batch_size)

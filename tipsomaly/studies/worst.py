@@ -20,10 +20,11 @@ def save_worst(
     with the mask's outline, as KIND-RANK-CLASS-DEFECT-NAME.png."""
     known = {str(sample.image): sample for sample in samples}
     scored = [(r.class_name, p, p.score(evaluation.strategy)) for r in evaluation.classes for p in r.pictures]
+    placed = [(x, x[1].localization) for x in scored if x[1].localization is not None]
     kinds = {
         "normal": sorted((x for x in scored if not x[1].label), key=lambda x: -x[2]),
         "missed": sorted((x for x in scored if x[1].label), key=lambda x: x[2]),
-        "misplaced": sorted((x for x in scored if x[1].localization is not None), key=lambda x: x[1].localization),
+        "misplaced": [x for x, _ in sorted(placed, key=lambda pair: pair[1])],
     }
     paths = []
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -75,9 +76,10 @@ def blobs(canvas: Canvas, foreground: Tensor, low: float, high: float, most: int
     radius = canvas.log_uniform(low, high) / 2
     rough = canvas.uniform(0.03, 0.4) if rough is None else rough
     bumps = canvas.fractal(canvas.uniform(1.6, 3.2), low_cut=0.5 / radius) * rough
-    centres, best = spots(canvas, foreground, most), None
+    centres = spots(canvas, foreground, most)
     centres = gathered(canvas, centres, 2.5 * radius) if most > 1 else centres
     box = canvas.chance(boxy)
+    distances: list[Tensor] = []
     for i in range(most):
         u, v = about(canvas, centres[:, i], turn(canvas) * (1 - box * canvas.chance(0.5)))
         aspect = canvas.log_uniform(1, stretch).sqrt()
@@ -85,9 +87,8 @@ def blobs(canvas: Canvas, foreground: Tensor, low: float, high: float, most: int
         reach = (u.square() + v.square()).sqrt()
         reach = torch.where(box > 0, torch.maximum(u.abs(), v.abs()), reach) if boxy else reach
         r = radius * canvas.log_uniform(0.5, 1.3) if i else radius
-        distance = reach - r * (1 + bumps.clamp(min=-0.7)) + (9 * canvas.chance(0.5) if i else 0)
-        best = distance if best is None else torch.minimum(best, distance)
-    return best, radius
+        distances.append(reach - r * (1 + bumps.clamp(min=-0.7)) + (9 * canvas.chance(0.5) if i else 0))
+    return reduce(torch.minimum, distances), radius
 
 
 def soft(canvas: Canvas, distance: Tensor, radius: Tensor, sharp: float = 0.5) -> Tensor:

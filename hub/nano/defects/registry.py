@@ -79,12 +79,12 @@ def visibility(old: Tensor, new: Tensor, mask: Tensor, foreground: Tensor) -> Te
     ground = F.adaptive_avg_pool2d(foreground, CELLS) + 1e-6
     ratios = []
     for before, after, floor, ceiling in zip(summary(old), summary(new), (0.026, 0.02), (0.14, 0.08), strict=True):
-        usual = sum(
+        down, across = (
             mean_in((before - before.roll(3, d)).abs(), ground * ground.roll(3, d)).mean(1, keepdim=True)
             for d in (2, 3)
         )
         change = mean_in((after - before).abs(), cells).amax(1, keepdim=True)
-        ratios.append(change / (0.7 * usual).clamp(floor, ceiling))
+        ratios.append(change / (0.7 * (down + across)).clamp(floor, ceiling))
     fine = (old[..., 1:] - old[..., :-1]).abs().mean((1, 2, 3), keepdim=True)
     change = mean_in((new - old).abs(), mask).amax(1, keepdim=True)
     line = change / (1.5 * fine).clamp(0.035, 0.18)
