@@ -10,6 +10,7 @@ from tipsomaly.data.layouts import read_dataset
 from tipsomaly.detection.scoring import anomaly_probability
 from tipsomaly.errors import ModelError
 from tipsomaly.prompts.cops import Cops
+from tipsomaly.prompts.dapo import Dapo
 from tipsomaly.prompts.learned import LearnedPrompts
 from tipsomaly.studies import ablation, ablation_methods
 from tipsomaly.studies.evaluation import Variant, evaluate, score_class
@@ -157,6 +158,57 @@ def test_rows_of_cops_differ_where_something_else_is_done(cops_studies):
     assert len(set(parts)) == len(parts)
     assert len({metrics["pixel_ap"] for metrics in cops_studies["alpha"].rows.values()}) == 5
     assert set(cops_studies["beta"].rows["0"]) == {"image_auroc", "image_ap", "image_f1max"}
+
+
+# --- DAPO ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dapo_studies(pipe, drawn):
+    """Trained on defects of two kinds, "crack" and "stain", and scored on spots."""
+    train = read_dataset(drawn, classes=["felt"])
+    defective = [sample for sample in train if sample.label]
+    train = [replace(s, defect="crack" if s is defective[0] else "stain") if s.label else s for s in train]
+    return train, ablation_methods.ablate_dapo(pipe, read_dataset(drawn), train, epochs=1)
+
+
+def test_rows_of_dapo(dapo_studies):
+    _, studies = dapo_studies
+    assert {name: len(study.rows) for name, study in studies.items()} == {
+        "prompt": 3,
+        "text": 2,
+        "image": 2,
+        "kinds": 3,
+        "mix": 3,
+        "lambda": 4,
+        "l": 5,
+        "E": 3,
+    }
+    assert [name for name, study in studies.items() if study.ordered] == ["mix", "lambda", "l", "E"]
+    for name in ("prompt", "text", "image", "kinds", "l", "E"):
+        rows = [json.dumps(metrics) for metrics in studies[name].rows.values()]
+        assert len(set(rows)) == len(rows), name
+
+
+def test_dapo_is_trained_and_scored_as_by_itself(dapo_studies, pipe, drawn):
+    train, studies = dapo_studies
+    config, samples = pipe.tips.config, shuffled(train, seed=42)
+    start = Dapo.start(config, temperature=config.temperature, kinds=["crack", "stain"])
+    [(prompts, _)] = train_prompts(pipe.tips, pipe.tokenizer, Features(pipe, samples), start, epochs=1)
+    own = pipe.with_options(prompts=prompts, mode="learned")
+    expected = evaluate(own, read_dataset(drawn)).mean()
+    full = studies["prompt"].rows["words and vectors (DAPO)"]
+    assert full == pytest.approx(expected, abs=1e-6)
+    same = ("text", "text tokens"), ("image", "no image tokens"), ("kinds", "those of the training"), ("mix", "0.01")
+    same += ("lambda", "4"), ("l", "5"), ("E", "10")
+    assert all(studies[study].rows[row] == full for study, row in same)
+    expected = evaluate(own.with_options(kinds=["spot"]), read_dataset(drawn)).mean()
+    assert studies["kinds"].rows["those of each class"] == pytest.approx(expected, abs=1e-6)
+    start = Dapo.start(config, temperature=config.temperature, kinds=["damaged"])
+    of_one = [replace(s, defect="damaged") if s.label else s for s in samples]
+    [(prompts, _)] = train_prompts(pipe.tips, pipe.tokenizer, Features(pipe, of_one), start, epochs=1)
+    expected = evaluate(pipe.with_options(prompts=prompts, mode="learned"), read_dataset(drawn)).mean()
+    assert studies["kinds"].rows['one, "damaged"'] == pytest.approx(expected, abs=1e-6)
 
 
 def test_other_methods_train_all_they_compare(here, golden, drawn):

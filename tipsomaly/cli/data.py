@@ -365,7 +365,7 @@ def ablate(
     dtype: DTypeOption = "auto",
 ) -> None:
     """The paper's tables 2a, 2c, 6 and 7 on a data set, in one pass; with --train also table 2b and figure 3. With
-    --method cops what that method's parts, sizes and constants are good for.
+    --method dapo or cops what that method's parts, sizes and constants are good for.
 
     DIR gets ablation.md, ablation.json and a figure for each table.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tipsomaly.data.kinds import all_kinds
 from tipsomaly.data.samples import Sample, by_class
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.scoring import STRATEGIES, Strategy
@@ -36,6 +37,8 @@ class Row:
     strategy: Strategy | None = None
     image_only: bool = False
     """Its pixels are those of another row."""
+    kinds_of_class: bool = False
+    """The prompts are asked for the kinds of defects that occur in a class."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,22 @@ def measure(
 ) -> dict[str, Study]:
     """The studies of these tables by name, from one pass over the pictures; rows may share a variant. The variants'
     pipelines share towers, input size and sigma."""
-    variants = list(dict.fromkeys(row.variant for table in tables.values() for row in table.rows.values()))
+    rows = [row for table in tables.values() for row in table.rows.values()]
+    wanted = list(dict.fromkeys((row.variant, row.kinds_of_class) for row in rows))
     found: dict[tuple[str, str], dict[str, Metrics]] = {}
     with tqdm(total=len(samples), unit="picture", disable=None if progress else True) as bar:
         for class_name, group in by_class(samples).items():
             bar.set_description(class_name)
-            results = dict(zip(variants, score_class(variants, group, batch_size, bar)(), strict=True))
+            own = all_kinds(group) or None
+            variants = [
+                replace(variant, pipeline=variant.pipeline.with_options(kinds=own)) if of_class else variant
+                for variant, of_class in wanted
+            ]
+            results = dict(zip(wanted, score_class(variants, group, batch_size, bar)(), strict=True))
             for name, table_ in tables.items():
                 for row_name, row in table_.rows.items():
-                    metrics = results[row.variant].metrics(row.strategy or row.variant.pipeline.image_score)
+                    result = results[row.variant, row.kinds_of_class]
+                    metrics = result.metrics(row.strategy or row.variant.pipeline.image_score)
                     if row.image_only:
                         metrics = {metric: value for metric, value in metrics.items() if metric.startswith("image")}
                     found.setdefault((name, row_name), {})[class_name] = metrics

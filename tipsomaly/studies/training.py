@@ -9,7 +9,7 @@ import io
 import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -243,6 +243,13 @@ class Features(_Batches[TrainingBatch]):
         start = self._starts[index]
         kinds = tuple(map(kind, self._samples[start : start + len(stored["labels"])]))
         return TrainingBatch(tokens, stored["masks"].float(), stored["labels"], kinds)
+
+    def of_kind(self, name: str) -> "Features":
+        """The same pictures, each defect of this one kind."""
+        other = copy.copy(self)
+        other._samples = [replace(sample, defect=name) if sample.label else sample for sample in self._samples]
+        other.key = digest([self.key, name])
+        return other
 
     def _path(self, index: int) -> Path:
         assert self._folder is not None
