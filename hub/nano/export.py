@@ -6,7 +6,9 @@ many as VisA has (2,162), which is what the paper's own prompts were learned on.
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
@@ -16,9 +18,12 @@ from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.encoder import ImageTokens
 from tipsomaly.models.folder import write_configs, write_words
 from tipsomaly.models.tokenizer import Tokenizer
+from tipsomaly.prompts.dapo import Dapo
 from tipsomaly.prompts.method import TrainingBatch
+from tipsomaly.prompts.methods import METHODS
 from tipsomaly.studies.training import train_prompts
 
+from .defects import DEFECTS
 from .photographs import Photographs
 from .pictures import TRAINING_FAMILIES, draw_batch
 from .render import FIRST_SEED
@@ -51,37 +56,55 @@ def export(run: Path, out: Path, image_size: int) -> None:
     write_words(out, words())
 
 
-def learn(out: Path, domain: str, photographs: Path | None, size: int, epochs: int, seed: int) -> None:
+def learn(
+    out: Path, domain: str, photographs: Path | None, size: int, epochs: int, seed: int, methods: Sequence[str]
+) -> None:
     """The training of the paper (section 2.5) on nano: local loss, 8 vectors, Adam at 1e-3, towers frozen; on drawn
-    pictures of the domain's families, every other industrial batch of photographs."""
+    pictures of the domain's families, every other industrial batch of photographs. Other methods see the same, for the
+    epochs and from the seed of their recipe; a picture with two defects is of the first one's kind."""
     pipe = Pipeline.from_pretrained(out, mode="fixed", image_size=size)
     families = [name for name in TRAINING_FAMILIES if SURFACES[name].domain == domain]
     taken = Photographs(photographs) if photographs and domain == "industrial" else None
-    batches = []
+    batches, names = [], list(DEFECTS)
     for number in tqdm(range(LEARN_ON // 8), unit="batch", disable=None):
         drawn = (FIRST_SEED + 5_000_000 + number, 8, pipe.image_size[0])
         batch = taken.draw_batch(*drawn, groups=4) if taken and number % 2 else draw_batch(*drawn, families, groups=4)
         tokens = ImageTokens(*(token.clone() for token in pipe.encode(batch.images)))  # autograd takes these
-        batches.append(TrainingBatch(tokens, (batch.masks[:, 0] > 0.5).float(), (batch.kind >= 0).long()))
+        kinds = tuple(names[kind] if kind >= 0 else "" for kind in batch.kind.tolist())
+        batches.append(TrainingBatch(tokens, (batch.masks[:, 0] > 0.5).float(), (batch.kind >= 0).long(), kinds))
     trained_on = "drawn surfaces and photographs with drawn defects" if taken else "drawn surfaces"
-    metadata = {"name": domain, "backbone": "nano", "trained_on": trained_on, "seed": str(seed)}
-    start = LearnedPrompts.start(pipe.tips.config, seed=seed, ensemble=domain, metadata=metadata)
-    for prompts, history in train_prompts(pipe.tips, pipe.tokenizer, batches, start, epochs=epochs):
-        mean = sum(parts["total"] for parts in history) / len(history)
-        print(f"{domain}: epoch {prompts.metadata['epochs']}, {LEARN_ON} pictures, local loss {mean:.4f}", flush=True)
-    prompts.save(out / "prompts" / f"{domain}.safetensors")
+    own: dict[str, dict[str, Any]] = {name: {} for name in METHODS}
+    own[LearnedPrompts.NAME] = {"ensemble": domain}
+    own[Dapo.NAME] = {"kinds": sorted({kind for batch in batches for kind in batch.kinds if kind})}
+    for method in methods:
+        papers = method == LearnedPrompts.NAME
+        name, recipe = domain if papers else method, METHODS[method].RECIPE
+        metadata = {"name": name, "backbone": "nano", "trained_on": trained_on}
+        metadata["seed"] = str(seed if papers else recipe.seed)
+        config, options = pipe.tips.config, {"seed": int(metadata["seed"]), "metadata": metadata, **own[method]}
+        start = METHODS[method].start(config, temperature=config.temperature, **options)
+        for prompts, history in train_prompts(
+            pipe.tips, pipe.tokenizer, batches, start, epochs=epochs if papers else None
+        ):
+            mean = sum(parts["total"] for parts in history) / len(history)
+            print(f"{name}: epoch {prompts.metadata['epochs']}, {LEARN_ON} pictures, loss {mean:.4f}", flush=True)
+        prompts.save(out / "prompts" / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run of hub.nano.train")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a run of hub.nano.train")
     parser.add_argument("out", type=Path, help="the model folder to write")
     parser.add_argument("--image-size", type=int, default=448, help="default input side in pixels")
     parser.add_argument("--learn-size", type=int, default=224, help="input side in pixels at which prompts are learned")
     parser.add_argument("--photographs", type=Path, help="folder of photographs to learn on, beside drawn pictures")
-    parser.add_argument("--epochs", type=int, default=10, help="the paper has 2, on a far larger model")
-    parser.add_argument("--seed", type=int, default=111)
+    tipsomaly = parser.add_argument_group("the paper's prompts")
+    tipsomaly.add_argument("--epochs", type=int, default=10, help="the paper has 2, on a far larger model")
+    tipsomaly.add_argument("--seed", type=int, default=111)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["tipsomaly", "dapo", "cops", "direct"])
     args = parser.parse_args()
-    export(args.run, args.out, args.image_size)
+    if args.run:
+        export(args.run, args.out, args.image_size)
     for domain in ("industrial", "medical"):
-        learn(args.out, domain, args.photographs, args.learn_size, args.epochs, args.seed)
+        if methods := [m for m in args.methods if domain == "industrial" or m == LearnedPrompts.NAME]:
+            learn(args.out, domain, args.photographs, args.learn_size, args.epochs, args.seed, methods)

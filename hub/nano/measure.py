@@ -2,7 +2,8 @@
 
 Prints Markdown tables: the drawn families kept out of training; if they are there, the photographs kept out of training
 with composed defects, magnetic tiles (photographs in MVTec AD's layout) and the solar cells of
-`pip install elpv-dataset`. Beside nano's three kinds of prompts stand two classical baselines on the same pictures.
+`pip install elpv-dataset`. Beside nano's three kinds of prompts stand the other methods that it has sets of and two
+classical baselines, on the same pictures.
 Tiles and solar cells are for measuring only: nothing is chosen on them.
 """
 
