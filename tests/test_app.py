@@ -154,7 +154,7 @@ def test_compare_endpoint(client):
     answer, gallery = client.predict(
         handle_file(PICTURE), *SETTINGS, "clean", "dirty", handle_file(MASK), api_name="/compare"
     )
-    assert list(answer) == ["fixed", "learned", "decoupled", "own"]
+    assert list(answer)[:4] == ["fixed", "learned", "decoupled", "own"]  # then the other methods that nano has
     assert answer["fixed"]["global_score"] == answer["decoupled"]["global_score"]
     assert answer["learned"]["local_score"] == answer["decoupled"]["local_score"]
     assert 0 <= answer["own"]["metrics"]["aupro"] <= 1
@@ -272,7 +272,7 @@ def test_the_readmes_clients(url, language, program, result):
 def test_health(url):
     health = json.load(urllib.request.urlopen(f"{url}health"))
     assert health["status"] == "ok"
-    assert health["models"] == [NANO, "nano / medical"]
+    assert health["models"][:2] == [NANO, "nano / medical"]
 
 
 def test_a_picture_in_one_post_and_a_preview_of_our_own(url, result):

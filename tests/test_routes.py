@@ -76,7 +76,7 @@ def test_a_large_upload_ends_at_the_limit(client, monkeypatch, chunks):
 
 
 def test_health_readiness_and_a_full_house(client, served, monkeypatch):
-    assert client.get("/health").json()["models"] == ["nano / industrial", "nano / medical"]
+    assert client.get("/health").json()["models"][:2] == ["nano / industrial", "nano / medical"]
     assert client.get("/ready").json() == {"status": "ready", "waiting": 0}
     assert client.get(routes.THUMBNAIL).content == PICTURE.read_bytes()
     monkeypatch.setattr(served, "in_hand", routes.MAX_WAITING)
