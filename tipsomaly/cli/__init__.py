@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tipsomaly import __version__
-from tipsomaly.cli import data, detect, models, reference, tables  # noqa: F401 - their commands
+from tipsomaly.cli import detect, evaluate, models, reference, tables, train  # noqa: F401 - their commands
 from tipsomaly.cli.options import app
 from tipsomaly.cli.process import run
 from tipsomaly.errors import FetchError, ModelError, TipsomalyError, one_line, printable

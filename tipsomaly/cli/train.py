@@ -1,0 +1,196 @@
+"""`tipsomaly train` and `calibrate`: prompts and thresholds from a data set."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from tipsomaly.cli.options import (
+    AspectOption,
+    BatchOption,
+    ClassesOption,
+    ClassOption,
+    DeviceOption,
+    DomainOption,
+    DTypeOption,
+    LayoutOption,
+    ModelOption,
+    ModeOption,
+    OutputOption,
+    OverlapOption,
+    PromptsFileOption,
+    PromptsOption,
+    ReadoutOption,
+    RootArgument,
+    SigmaOption,
+    SizeOption,
+    SplitOption,
+    TileOption,
+    app,
+    fail,
+    find_pictures,
+    load_pipeline,
+    not_empty,
+    one_of,
+    read_samples,
+)
+from tipsomaly.data.kinds import all_kinds, of_one_kind
+from tipsomaly.detection.scoring import SIGMA
+from tipsomaly.errors import printable
+from tipsomaly.files import only_writer
+from tipsomaly.prompts.dapo import Dapo
+from tipsomaly.prompts.learned import Objective
+from tipsomaly.prompts.methods import METHODS
+from tipsomaly.prompts.sentences import ENSEMBLES
+
+OPTIONS_OF = {
+    "tipsomaly": {"objective", "tokens", "ensemble"},
+    "dapo": {"tokens", "rows", "image_tokens"},
+    "cops": {"pool", "alpha", "beta", "reconstruction_weight"},
+    "direct": set(),
+}
+"""The options of `train` that only some methods have."""
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    root: RootArgument,
+    output: PromptsFileOption,
+    model: ModelOption = "nano",
+    method: Annotated[str, one_of(METHODS, "Whose prompts; each has its own published recipe.")] = "tipsomaly",
+    objective: Annotated[
+        Objective | None, one_of(get_args(Objective), "tipsomaly: loss; the paper's is local.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, max=16, help="tipsomaly, dapo: learned vectors of a prompt; default: 8 and 5.")
+    ] = None,
+    ensemble: Annotated[
+        str | None, one_of((*ENSEMBLES, "paper"), "tipsomaly: sentences behind the vectors; default: industrial.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, max=64, help="dapo: prompts of a state; default: 10.")] = None,
+    image_tokens: Annotated[
+        int | None,
+        typer.Option(min=0, max=64, help="dapo: tokens a block of the vision tower; the paper has 4; default: 0."),
+    ] = None,
+    pool: Annotated[
+        int | None, typer.Option(min=1, help="cops: patches a side that are averaged; default: 5, of few patches 3.")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="cops: share of the distance to normal prototypes; default: 0.26."),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="cops: share of the global token in the image score; default: 0.9."),
+    ] = None,
+    reconstruction_weight: Annotated[
+        float | None, typer.Option(min=0, help="cops: rho; default: 0, as published for VisA; for MVTec AD 1.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: 2, dapo 5, cops 10.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 111, dapo 42, cops 0.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    readout: ReadoutOption = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the features on disk, in float16, for the next run, too.")
+    ] = None,
+    image_size: SizeOption = None,
+    classes: ClassesOption = None,
+    layout: LayoutOption = None,
+    split: SplitOption = "test",
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
+) -> None:
+    """Learn prompts on a data set with masks. Beside the prompts: the log, the loss curve and the state to go on from.
+
+    Every picture is encoded once, unless the method changes the vision tower (--image-tokens). The prompts are written
+    after each epoch; after an interrupt the same command goes on with the next.
+    """
+    from tipsomaly.studies import training
+
+    given: dict[str, Any] = {"objective": objective, "tokens": tokens, "ensemble": ensemble}
+    given |= {"rows": rows, "image_tokens": image_tokens, "pool": pool, "alpha": alpha, "beta": beta}
+    given["reconstruction_weight"] = reconstruction_weight
+    given = {name: value for name, value in given.items() if value is not None}
+    if odd := given.keys() - OPTIONS_OF[method]:
+        fail(f"--{min(odd).replace('_', '-')} is no option of the method {method}", 2)
+    samples, layout_name, _ = read_samples(root, layout, split, classes, "industrial")
+    if not any(sample.mask for sample in samples):
+        fail(f"{printable(root)}: this data set has no masks, and training needs them", 1)
+    read_from: dict[str, Any] = {"readout": readout} if readout else {}
+    pipe = load_pipeline(model, None, device, dtype, image_size, "industrial", "fixed", **read_from)
+    context.with_resource(only_writer(output.parent, f".{output.stem[:80]}.lock"))
+    kind = METHODS[method]
+    seed = kind.RECIPE.seed if seed is None else seed
+    if kind.RECIPE.shuffle:
+        samples = training.shuffled(samples, seed)
+    if kind is Dapo:
+        several, samples = len(samples), of_one_kind(samples)
+        if several > len(samples):
+            print(f"{several - len(samples)} pictures have several kinds of defects: left out", file=sys.stderr)
+        given["kinds"] = all_kinds(samples)
+    metadata = {
+        "name": output.stem,
+        "backbone": Path(model).resolve().name,
+        "trained_on": f"{root.resolve().name} ({layout_name}, {split})",
+        "pictures": len(samples),
+        "seed": seed,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "image_size": "x".join(map(str, pipe.image_size)),
+        **read_from,
+    }
+    metadata = {key: str(value) for key, value in metadata.items()}
+    temperature = pipe.tips.config.temperature
+    start = kind.start(pipe.tips.config, temperature=temperature, seed=seed, metadata=metadata, **given)
+    if start.image_tokens is None:
+        batches: training.Features | training.Pixels = training.Features(
+            pipe, samples, batch_size, cache, progress=True
+        )
+    else:
+        batches = training.Pixels(pipe, samples, batch_size)
+    prompts = training.train(pipe, batches, output, start, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    numbers = sum(tensor.numel() for tensor in prompts.tensors().values())
+    print(f"{output}: {method}, {numbers:,} numbers, {prompts.metadata['epochs']} epochs of {len(samples)} pictures")
+
+
+@app.command()
+def calibrate(
+    context: typer.Context,
+    normals: Annotated[list[str], typer.Argument(help="Normal pictures: files, folders or globs.", callback=not_empty)],
+    target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
+    model: ModelOption = "nano",
+    prompts: PromptsOption = None,
+    class_name: ClassOption = "object",
+    domain: DomainOption = "industrial",
+    mode: ModeOption = None,
+    image_size: SizeOption = None,
+    sigma: SigmaOption = SIGMA,
+    tile: TileOption = None,
+    overlap: OverlapOption = None,
+    keep_aspect: AspectOption = False,
+    output: OutputOption = Path("."),
+    batch_size: BatchOption = 8,
+    device: DeviceOption = "auto",
+    dtype: DTypeOption = "auto",
+) -> None:
+    """Find the thresholds above which a picture, and a pixel, is anomalous, from normal pictures of one class.
+
+    DIR/calibration.json holds them, for `tipsomaly detect --calibration` with the same options.
+    """
+    from tipsomaly.studies.calibrate import calibrate as calibrate_pipeline
+
+    if not 0 < target_fpr < 1:
+        fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
+    images = find_pictures(normals)
+    tiling: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, context=context, **tiling)
+    found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
+    if found.pictures < 1 / target_fpr:
+        few = f"a false-positive rate of {target_fpr:g} takes at least {1 / target_fpr:.0f} normal pictures"
+        print(f"warning: {few}; these are {found.pictures}: the threshold is above all of them", file=sys.stderr)
+    path = output / "calibration.json"
+    found.save(path)
+    print(f"{path}: picture {found.image_threshold:.4f}, pixel {found.pixel_threshold:.4f}, {found.pictures} pictures")
