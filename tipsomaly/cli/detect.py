@@ -42,15 +42,15 @@ from tipsomaly.cli.options import (
     reference_options,
     split_kinds,
 )
+from tipsomaly.cli.outcomes import Outcomes
 from tipsomaly.detection import visualization
 from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.exported import is_export
 from tipsomaly.detection.formats import FORMATS, Format, Stems
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.records import Records, open_records, run_settings
-from tipsomaly.detection.result import Result
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
-from tipsomaly.errors import ImageError, ModelError, printable
+from tipsomaly.errors import ModelError, printable
 from tipsomaly.files import file_name, to_json, whole_file
 
 
@@ -177,42 +177,14 @@ def _score(
             sources = [source for source in sources if not records.has(source)]
     if compiled and sources:
         print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
-    failed = 0
-    outcomes = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield", together=mutual)
     drift = Drift(found) if (found := pipe.references(class_name)) else None
-    for source, outcome in tqdm(zip(sources, outcomes, strict=True), total=len(sources), unit="picture", disable=None):
-        record: dict[str, Any] = {"image": file_name(source)}
-        if isinstance(outcome, Result):
-            try:
-                record |= outcome.record()
-                if drift:
-                    drift.add(outcome.score)
-                if records:
-                    stem = records.stem(source)
-                    record |= records.save(outcome, stem)
-                    for target in targets:
-                        target.add(file_name(source), outcome, stem)
-            except ImageError as error:  # the file changed since it was scored
-                outcome, record = error, {"image": file_name(source)}
-        if isinstance(outcome, ImageError):
-            failed += 1
-            record["error"] = str(outcome)
-            tqdm.write(f"error: {outcome}", file=sys.stderr)
-            for target in targets:
-                target.fail(file_name(source), str(outcome))
-        if records:
-            records.add(source, record)
-        if as_json:
-            tqdm.write(to_json(record), file=sys.stdout)
-        elif isinstance(outcome, Result):
-            parts = f"{outcome.score:.4f} = global {outcome.global_score:.4f} + local {outcome.local_score:.4f}"
-            verdict = {None: "", True: "  anomalous", False: "  normal   "}[outcome.is_anomalous]
-            note = f"  ({outcome.note})" if outcome.note else ""
-            kind = "  {} {:.2f}".format(*next(iter(outcome.kinds.items()))) if outcome.kinds else ""
-            tqdm.write(f"{parts}{verdict}{kind}  {printable(source)}{note}", file=sys.stdout)
+    outcomes = Outcomes(records, targets, drift, as_json)
+    stream = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield", together=mutual)
+    for source, outcome in tqdm(zip(sources, stream, strict=True), total=len(sources), unit="picture", disable=None):
+        outcomes.take(source, outcome)
     if drift and (drifted := drift.note()):
         print(f"drift: {drifted}", file=sys.stderr)
-    return failed
+    return outcomes.failed
 
 
 @app.command()
