@@ -73,10 +73,15 @@ def test_other_settings_are_refused(pipe, images):
         ({"domain": "medical"}, "domain industrial, not medical"),
         ({"mode": "learned"}, "mode decoupled, not learned"),
         ({"sigma": 2.0}, "sigma 4.0, not 2.0"),
+        ({"top": 0.01}, "top None, not 0.01"),
         ({"prompts": LearnedPrompts(learned.abnormal, learned.abnormal)}, "prompts"),
     ):
         with pytest.raises(ModelError, match=f"made with {difference}"):
             pipe.with_options(**options, calibration=found)
+    older = {name: value for name, value in found.settings.items() if name != "top"}  # made before there was one
+    assert pipe.with_options(calibration=replace(found, settings=older)).calibration
+    with pytest.raises(ModelError, match="made with top None, not 0.01"):
+        pipe.with_options(top=0.01, calibration=replace(found, settings=older))
     with pytest.raises(ModelError, match="for the class 'nut', not 'bolt'"):
         pipe.with_options(calibration=found)(images[0], "bolt")
     other = replace(found, settings={**found.settings, "model": "0" * 64})

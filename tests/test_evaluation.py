@@ -84,7 +84,8 @@ def test_variants_that_share_tokens_and_maps_score_as_alone(golden, pipe, sample
     group = samples[:7]
     pipes = [pipe.with_options(mode=mode) for mode in ("fixed", "learned", "decoupled")]
     pipes.append(pipe.with_options(domain="medical"))
-    variants = [*map(Variant, pipes), Variant(pipe, (0,)), Variant(pipe, (-1,))]
+    averaged = pipe.with_options(top=0.05)
+    variants = [*map(Variant, pipes), Variant(pipe, (0,)), Variant(pipe, (-1,)), Variant(averaged)]
     results = score_class(variants, group)()
     for pipeline, result in zip(pipes, results, strict=False):
         assert result.metrics() == pytest.approx(score_class([Variant(pipeline)], group)()[0].metrics(), abs=1e-6)
@@ -94,6 +95,8 @@ def test_variants_that_share_tokens_and_maps_score_as_alone(golden, pipe, sample
     [first] = pipe.encode_layers(next(pipe.pixels([group[0].image])), [0])
     expected = scoring.anomaly_probability(first.patches, pipe.prototypes("felt")[1], pipe.tips.config.temperature)
     assert results[4].pictures[0].local_score == pytest.approx(float(expected.max()), abs=1e-5)
+    assert results[6].pictures[0].local_score == pytest.approx(averaged(group[0].image, "felt").local_score, abs=1e-5)
+    assert results[6].pixels == results[5].pixels
 
 
 def test_an_interrupted_evaluation_goes_on(pipe, samples, evaluation, tmp_path, encoded, monkeypatch):

@@ -250,6 +250,7 @@ def test_tiles_make_the_score_and_the_whole_the_global_part(numbers):
     patches = [torch.full((3, 3), value) for value in (0.9, 0.2, 0.4)]
     pictures = [Normal(views, torch.tensor([0.1, 0.3]), patches)] * 3
     np.testing.assert_allclose(fit(pictures).scores["prompts"], 0.7, rtol=1e-6)
+    np.testing.assert_allclose(fit(pictures, top=0.75).scores["prompts"], 0.3 + (9 * 0.4 + 4 * 0.2) / 13, rtol=1e-6)
 
 
 def saved(tmp_path, numbers, kind="neighbours"):
@@ -414,8 +415,14 @@ def test_references_are_made_saved_and_used_by_the_same_settings_alone(pipe, goo
         known(bad[0], "nut")
     with pytest.raises(ModelError, match="made with sigma 4.0, not 1.0"):
         pipe.with_options(sigma=1.0, reference=tmp_path / "felt.safetensors")
+    with pytest.raises(ModelError, match="made with top None, not 0.1"):
+        pipe.with_options(top=0.1, reference=tmp_path / "felt.safetensors")
     assert known.with_options(sigma=1.0).reference is None
     assert direct.with_options(sigma=1.0).reference.source == good
+    averaged, single = direct.with_options(top=0.25)(bad[0], "felt"), direct(bad[0], "felt")
+    assert np.array_equal(averaged.patch_map, single.patch_map)
+    assert averaged.local_score == pytest.approx(sum(sorted(single.patch_map.ravel())[-4:]) / 4)
+    assert averaged.p_value == 1 / 5 and averaged.references.scores["both"][-1] < single.references.scores["both"][-1]
     compared = known.compare(bad[0], "felt")
     assert {name: result.evidence for name, result in compared.items()} == {
         **dict.fromkeys(("fixed", "learned", "decoupled"), "prompts"),
@@ -506,6 +513,9 @@ def test_good_ones_and_new_ones_take_one_command_each(run, good, bad, tmp_path):
     assert by_file[:2] == by_folder[:2] and by_file[0] == 0
     assert {json.loads(line)["evidence"] for line in by_file[1].splitlines()} == {"both"}
     assert all(0.2 <= json.loads(line)["p_value"] <= 1 for line in by_file[1].splitlines())
+    averaged = run(*new, "--reference", good[0].parent, "--top", "0.5")
+    lines = [[json.loads(line) for line in done[1].splitlines()] for done in (averaged, by_folder)]
+    assert all(a["local_score"] < b["local_score"] for a, b in zip(*lines, strict=True)) and len(lines[0]) == len(bad)
     memory = run(*new, "--reference", good[0].parent, "--evidence", "memory")
     assert memory[1] != by_file[1] and "memory: as asked for" in memory[2]
     assert run(*new, "--mutual")[0] == 0

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from tipsomaly.detection.scoring import STRATEGIES, anomaly_map, anomaly_probability, image_scores
+from tipsomaly.detection.scoring import STRATEGIES, anomaly_map, anomaly_probability, image_scores, local_evidence
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,13 @@ def test_equation_1_is_a_softmax_over_cosines():
 def test_strategies_are_those_of_table_2c(parts, expected):
     assert list(image_scores(*parts)) == list(STRATEGIES) == ["S1", "S2", "S3", "S4", "S5"]
     assert tuple(image_scores(*parts).values()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "shape, top, count", [((10, 10), 0.29, 29), ((12, 12), 0.01, 1), ((3, 2, 8, 9), 0.01, 4), ((4,), 1, 4)]
+)
+def test_the_local_evidence_is_the_largest_patch_or_the_mean_of_the_largest_ones(shape, top, count):
+    values = np.random.default_rng(0).random(shape, np.float32)
+    largest = sorted(values.ravel().tolist(), reverse=True)
+    assert local_evidence(values) == largest[0]
+    assert local_evidence(values, top) == pytest.approx(sum(largest[:count]) / count)

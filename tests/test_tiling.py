@@ -59,6 +59,8 @@ def test_the_score_is_the_whole_pictures_global_and_the_tiles_largest_patch(gold
     np.testing.assert_allclose(tiled.patch_map, whole.patch_map, atol=1e-5)
     assert tiled.local_score == tiled.tiles.patch_maps.max()
     assert tiled.score == tiled.global_score + tiled.local_score
+    averaged, values = golden.pipe.with_options(tile=60, top=0.1)(wide), np.sort(tiled.tiles.patch_maps.ravel())
+    assert averaged.local_score == pytest.approx(values[-(len(values) // 10) :].mean(), abs=1e-5)
     for mode, result in golden.pipe.with_options(tile=60).compare(wide).items():
         alone = golden.pipe.with_options(tile=60, mode=mode)(wide)
         assert result.score == pytest.approx(alone.score, abs=1e-5)

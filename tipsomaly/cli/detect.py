@@ -30,6 +30,7 @@ from tipsomaly.cli.options import (
     SigmaOption,
     SizeOption,
     TileOption,
+    TopOption,
     app,
     choose_formats,
     fail,
@@ -77,6 +78,7 @@ def detect(
         bool, typer.Option("--mutual", help="Unlabelled pictures of one product also score each other.")
     ] = False,
     sigma: SigmaOption = SIGMA,
+    top: TopOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
@@ -120,7 +122,7 @@ def detect(
         if compiled or as_json or overwrite or mutual:
             fail("--compile, --json, --overwrite and --mutual are not for --engine ray", 2)
         options: dict[str, Any] = {"prompts": prompts, "image_size": image_size, "domain": domain, "mode": mode}
-        options |= {"kinds": split_kinds(kinds), "readout": readout}
+        options |= {"kinds": split_kinds(kinds), "readout": readout, "top": top}
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype}
         options |= {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
         options |= reference_options(reference, evidence)
@@ -133,7 +135,7 @@ def detect(
     chosen = choose_formats(formats, folder)
     sources = find_pictures(images)
     more: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
-    more["readout"] = readout
+    more |= {"readout": readout, "top": top}
     more |= reference_options(reference, evidence)
     pipe = load_pipeline(
         model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, context=context, **more

@@ -29,6 +29,7 @@ from tipsomaly.cli.options import (
     SigmaOption,
     SizeOption,
     SplitOption,
+    TopOption,
     app,
     choose_formats,
     class_words,
@@ -102,6 +103,7 @@ def evaluate(
     domain: DataDomainOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
+    top: TopOption = None,
     classes: ClassesOption = None,
     class_names: ClassNamesOption = None,
     layout: LayoutOption = None,
@@ -144,13 +146,14 @@ def evaluate(
         if methods or kinds or worst or gallery or reference or chosen:
             fail("--shots goes with none of --methods, --kinds, --worst, --gallery, --reference and --format", 2)
         normals = call(read_dataset(root, layout_name, "train", classes), class_words(class_names))
-        pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
+        how: dict[str, Any] = {"readout": readout, "top": top}
+        pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **how)
         found = evaluate_shots(pipe, samples, normals, shots, seeds, batch_size=batch_size, progress=True)
         found.save(output)
         print(found.markdown(), end="")
         return
     own_kinds = None if kinds == OF_CLASS else split_kinds(kinds)
-    more = {"kinds": own_kinds, "readout": readout, **reference_options(reference, evidence)}
+    more = {"kinds": own_kinds, "readout": readout, "top": top, **reference_options(reference, evidence)}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **more)
     options: dict[str, Any] = {"strategy": strategy, "batch_size": batch_size, "progress": True}
     if methods:

@@ -15,6 +15,7 @@ from tipsomaly.cli.options import (
     ReadoutOption,
     SigmaOption,
     SizeOption,
+    TopOption,
     app,
     fail,
     folder_path,
@@ -99,6 +100,7 @@ def export(
     readout: ReadoutOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
+    top: TopOption = None,
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Thresholds from `tipsomaly calibrate`, for a verdict inside.")
     ] = None,
@@ -117,7 +119,7 @@ def export(
     """
     from tipsomaly.detection.export import export as export_pipeline
 
-    more: dict[str, Any] = {"kinds": split_kinds(kinds), "readout": readout}
+    more: dict[str, Any] = {"kinds": split_kinds(kinds), "readout": readout, "top": top}
     pipe = load_pipeline(model, prompts, "cpu", "float32", image_size, domain, mode, sigma, calibration, **more)
     record = export_pipeline(pipe, folder, form, class_names, precision=precision, pictures=parity, progress=True)
     found = record["parity"]

@@ -114,6 +114,12 @@ KindsOption = Annotated[
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 SigmaOption = Annotated[float, typer.Option(min=0, help="Smoothing of the map, in pixels of the input size.")]
+TopOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE", help="Image score: the mean of this share of the patches (0.01) for the largest of them."
+    ),
+]
 TileOption = Annotated[
     int | None,
     typer.Option(metavar="PX", min=SMALLEST, help="Also cut larger pictures into tiles of this side, blended."),

@@ -19,6 +19,7 @@ from tipsomaly.cli.options import (
     SigmaOption,
     SizeOption,
     TileOption,
+    TopOption,
     app,
     fail,
     find_pictures,
@@ -64,6 +65,7 @@ def reference(
     mode: ModeOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
+    top: TopOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
@@ -78,9 +80,9 @@ def reference(
     if output.suffix != ".safetensors":
         fail(f"{output}: a file of references ends in .safetensors", 2)
     options = ReferenceOptions(memory, tuple(layer) if layer else None, turns, limit, target_fpr, rule, factor)
-    tiling: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    more: dict[str, Any] = {"top": top, "tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     images = find_pictures(normals)
-    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **tiling)
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **more)
     found = pipe.make_references(images, class_name, options, batch_size=batch_size)
     found.save(output)
     if len(images) > MAX_NORMALS:

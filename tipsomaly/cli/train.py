@@ -27,6 +27,7 @@ from tipsomaly.cli.options import (
     SizeOption,
     SplitOption,
     TileOption,
+    TopOption,
     app,
     fail,
     find_pictures,
@@ -168,6 +169,7 @@ def calibrate(
     mode: ModeOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
+    top: TopOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
@@ -185,8 +187,8 @@ def calibrate(
     if not 0 < target_fpr < 1:
         fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
     images = find_pictures(normals)
-    tiling: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
-    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, context=context, **tiling)
+    more: dict[str, Any] = {"top": top, "tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, context=context, **more)
     found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
     if found.pictures < 1 / target_fpr:
         few = f"a false-positive rate of {target_fpr:g} takes at least {1 / target_fpr:.0f} normal pictures"

@@ -34,8 +34,10 @@ NOT_FINITE = "its scores are not finite; a dtype of float32 helps where float16 
 class Engine:
     """A vision tower, and how pictures are given to it."""
 
-    def __init__(self, tips: Encoder, viewer: Viewer, sigma: float, readout: Readout = "tokens") -> None:
-        self.tips, self.viewer, self.sigma, self.readout = tips, viewer, sigma, readout
+    def __init__(
+        self, tips: Encoder, viewer: Viewer, sigma: float, readout: Readout = "tokens", top: float | None = None
+    ) -> None:
+        self.tips, self.viewer, self.sigma, self.readout, self.top = tips, viewer, sigma, readout, top
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +129,7 @@ class Engine:
             class_name=class_name,
             mode=mode,
             sigma=self.sigma,
+            top=self.top,
             spatial_token=whole.spatial_token.numpy().copy(),
             note=joined(picture.note, note),
             image_threshold=verdict.image_threshold if verdict else None,

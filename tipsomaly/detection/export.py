@@ -63,6 +63,7 @@ def export(
         pipeline.options.readout,
         pipeline.image_score,
         (known.image_threshold, known.pixel_threshold) if known else None,
+        pipeline.options.top,
     )
     settings = dict(pipeline.settings())
     if precision != "fp32":  # its scores are not those of the pipeline, and a calibration of one does not fit the other

@@ -30,8 +30,8 @@ class ExportEngine(Engine):
 
     device = torch.device("cpu")
 
-    def __init__(self, session: Session, viewer: Viewer, sigma: float, kinds: bool) -> None:
-        self.session, self.viewer, self.sigma = session, viewer, sigma
+    def __init__(self, session: Session, viewer: Viewer, sigma: float, kinds: bool, top: float | None) -> None:
+        self.session, self.viewer, self.sigma, self.top = session, viewer, sigma, top
         self.outputs = ("object_score", "global_score", "patch_map", "spatial", *(["kind_map"] if kinds else []))
 
     def _launch(self, batch: Sequence[View | ImageError], detectors: Sequence[Any], maps: bool) -> None:
@@ -81,7 +81,7 @@ class Exported:
         self.class_names: list[str] = record["class_names"]
         settings = record["settings"]
         viewer = Viewer(tuple(settings["image_size"]), record["patch_size"], None, False)
-        self.engine = ExportEngine(self.session, viewer, settings["sigma"], bool(record["kinds"]))
+        self.engine = ExportEngine(self.session, viewer, settings["sigma"], bool(record["kinds"]), settings.get("top"))
         if isinstance(calibration, str | Path):
             calibration = Calibration.load(calibration)
         if calibration:
@@ -185,6 +185,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         numbers = [*size, record["settings"]["sigma"], *record["image_score"].values()]
         if len(size) != 2 or not all(type(number) in (int, float) and number >= 0 for number in numbers):
             raise ValueError("a size or a weight is no number")
+        top = record["settings"].get("top")
+        if top is not None and not (type(top) in (int, float) and 0 < top <= 1):
+            raise ValueError("top is no share")
         if record["calibration"] is not None:
             Calibration(**record["calibration"])
         return record

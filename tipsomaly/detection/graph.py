@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tipsomaly.detection.detector import PromptDetector, Prompts
-from tipsomaly.detection.scoring import IMAGE_SCORE, resampling
+from tipsomaly.detection.scoring import IMAGE_SCORE, resampling, top_count
 from tipsomaly.errors import OptionError
 from tipsomaly.models.encoder import LayerTokens, Readout
 from tipsomaly.models.tips import VisionTower
@@ -144,6 +144,7 @@ def _after(
     patch_prototypes: FLOAT["classes", "prototypes", "dim"],  # noqa: F821
     temperatures: FLOAT[2],
     weights: FLOAT[1, 3],
+    top_count: INT64[1],
     row_matrix: FLOAT["rows", "h"],  # noqa: F821
     column_matrix: FLOAT["w", "columns"],  # noqa: F821
 ):
@@ -165,7 +166,8 @@ def _after(
         of_patches, op.Constant(value_ints=[1]), op.Shape(of_patches, start=2), op.Constant(value_ints=[2])
     )
     patch_scores = op.Clip(op.ReduceSum(kinds, op.Constant(value_ints=[2]), keepdims=0), 0.0, 1.0)
-    local_score = op.ReduceMax(patch_scores, op.Constant(value_ints=[1]), keepdims=0)
+    largest, _ = op.TopK(patch_scores, top_count, axis=1)
+    local_score = op.ReduceMean(largest, op.Constant(value_ints=[1]), keepdims=0)
     parts = op.Concat(image_scores, op.Unsqueeze(local_score, op.Constant(value_ints=[1])), axis=1)
     score = op.ReduceSum(parts * weights, op.Constant(value_ints=[1]), keepdims=0)
     grid = op.Shape(patches, end=3)
@@ -217,6 +219,7 @@ def build(
     readout: Readout = "tokens",
     image_score: Mapping[str, float] = IMAGE_SCORE,
     thresholds: tuple[float, float] | None = None,
+    top: float | None = None,
 ) -> onnx.ModelProto:
     """The graph of a float32 tower on the CPU.
 
@@ -224,6 +227,7 @@ def build(
     image_size: (height, width) in pixels that pictures are resized to.
     sigma: of the map's Gaussian, in pixels of the input size.
     thresholds: of a picture's score and of a pixel, where there is a calibration.
+    top: share of the patches whose mean is the local score; None: the largest alone.
 
     Inputs are `images` (B, H, W, 3) uint8, upright RGB of any one size, and `class_index` (B,) int64, which of the
     classes each is judged as. Outputs: see TOKENS, SCORES and VERDICT.
@@ -253,6 +257,7 @@ def build(
             patch_prototypes=_array([_fixed(detector.patches) for detector in detectors]),
             temperatures=np.array([first.image.temperature, first.patches.temperature], np.float32),
             weights=np.array([score], np.float32),
+            top_count=np.array([top_count(top, grid[0] * grid[1])]),
             row_matrix=matrices[0],
             column_matrix=np.ascontiguousarray(matrices[1].T),
         ),

@@ -52,9 +52,10 @@ def fit(
     sigma: float = scoring.SIGMA,
     patch_size: int = 14,
     image_score: scoring.Strategy = scoring.IMAGE_SCORE,
+    top: float | None = None,
 ) -> References:
     """Of what the model says of at least one normal picture. `sigma` and `patch_size` are those of their maps, which
-    are made at the size that the model saw, those of tiles one by one; `image_score` is
+    are made at the size that the model saw, those of tiles one by one; `image_score` and `top` are
     how they are scored. The tokens' device does the work."""
     options = options or ReferenceOptions()
     options = replace(options, layers=options.blocks)
@@ -80,7 +81,7 @@ def fit(
                 for p, d in zip(normal.patches, distances[i], strict=True)
             ]
             scored = evidence[1:] or evidence
-            local = max(float(e.patches.max()) for e in scored)
+            local = scoring.local_evidence(torch.cat([e.patches.flatten() for e in scored]).numpy(), top)
             object_score, global_score = evidence[0].images[0].tolist()
             scores[use].append(scoring.image_score(image_score, object_score, global_score, local))
             for e in scored:

@@ -65,7 +65,8 @@ class Pipeline(Scorer):
             it and is found to be faster with it.
         calibration: thresholds from `tipsomaly calibrate`, for `Result.is_anomalous`.
         options: `reference`, `evidence` and `reference_options`, see `Pipeline`; `image_size` (default: the model
-            folder's), `domain`, `mode`, `kinds`, `sigma`, `tile`, `overlap` and `keep_aspect`, see `Settings`.
+            folder's), `domain`, `mode`, `kinds`, `readout`, `sigma`, `top`, `tile`, `overlap` and `keep_aspect`, see
+            `Settings`.
 
         The folder of `tipsomaly export` gives an `Exported`, which has what a pipeline has for pictures; its options
         are those that it was exported with.

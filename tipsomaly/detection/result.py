@@ -72,6 +72,8 @@ class Result:
     image_score: Mapping[str, float] = field(default_factory=lambda: scoring.IMAGE_SCORE, repr=False)
     """The weights of the score: of p_a(g_o), "object", of p_a(g_s), "spatial", and of the largest patch probability,
     "local"."""
+    top: float | None = None
+    """Share of the patches whose mean is the local score; None: the largest alone."""
     references: References | None = field(default=None, repr=False)
     """The normal pictures that it was compared with, if there were any; `references.reason` says how, and why."""
     evidence: Use = "prompts"
@@ -82,8 +84,8 @@ class Result:
 
     @property
     def local_score(self) -> float:
-        """The largest patch probability, of a tiled picture over all its tiles."""
-        return float((self.tiles.patch_maps if self.tiles else self.patch_map).max())
+        """The largest patch probability, or the mean of the largest `top`; of a tiled picture over all its tiles."""
+        return scoring.local_evidence(self.tiles.patch_maps if self.tiles else self.patch_map, self.top)
 
     @property
     def score(self) -> float:

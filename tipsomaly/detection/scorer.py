@@ -74,7 +74,7 @@ class Scorer:
             choices = ", ".join(tips.readouts)
             raise OptionError(f"this backbone has no readout {self.options.readout!r}: choose {choices}")
         viewer = Viewer(self.image_size, vision.patch_size, self.options.tiling, self.options.keep_aspect)
-        self.engine = Engine(tips, viewer, self.options.sigma, self.options.readout)
+        self.engine = Engine(tips, viewer, self.options.sigma, self.options.readout, self.options.top)
         if prompts is None and self.mode != "fixed":
             raise ModelError(no_prompts("this model", self.mode))
         if prompts is not None:
@@ -206,6 +206,7 @@ class Scorer:
             class_name=self._known(class_name),
             settings=settings,
             image_score=self.image_score,
+            top=self.options.top,
             sigma=self.options.sigma,
             patch_size=self.tips.config.vision.patch_size,
         )

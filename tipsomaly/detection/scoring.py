@@ -44,6 +44,18 @@ def anomaly_probability(tokens: Tensor, prototypes: Tensor, temperature: float, 
     return probabilities(tokens, prototypes, temperature, bias)[..., 1:].sum(-1).clamp(max=1)
 
 
+def local_evidence(patches: np.ndarray, top: float | None = None) -> float:
+    """The local part of an image score, of patch probabilities of any shape: the largest (the paper's), or the mean of
+    the largest `top` of them, rounded down and at least one."""
+    count = top_count(top, patches.size)
+    return float(np.partition(patches, -count, axis=None)[-count:].mean(dtype=np.float64))
+
+
+def top_count(top: float | None, patches: int) -> int:
+    """How many of so many patches make the local part of an image score."""
+    return 1 if top is None else max(1, int(top * patches + 1e-9))
+
+
 def image_scores(object_score: float, spatial_score: float, local_score: float) -> dict[str, float]:
     """The score of every strategy of table 2c (section 3.3), by name, from three probabilities in [0, 1].
 

@@ -45,6 +45,9 @@ class Settings:
     """Resize to about as many patches as `image_size` has, in the picture's own proportions. Ours, not the paper's."""
     readout: Readout = "tokens"
     """What patches are read from; `Pipeline` takes that which the prompts were trained with by default."""
+    top: float | None = None
+    """The local part of the image score is the mean of this share of the patches, those of the largest probability and
+    at least one; None: the largest alone, as in the paper. SubspaceAD has 0.01."""
     patch_size: int = field(default=PATCH, repr=False)
     """Of the backbone, in pixels."""
 
@@ -59,6 +62,8 @@ class Settings:
             raise OptionError(f"unknown readout {self.readout!r}: choose {', '.join(READOUTS)}")
         if not isinstance(self.sigma, int | float) or not 0 <= self.sigma < 1000:
             raise OptionError(f"sigma must be a number of pixels from 0 to below 1000, not {self.sigma}")
+        if self.top is not None and not (isinstance(self.top, int | float) and 0 < self.top <= 1):
+            raise OptionError(f"top is a share of the patches, above 0 to 1, not {self.top!r}")
         if self.tile is None and self.overlap is not None:
             raise OptionError("an overlap is of tiles: give their side, too (tile=518)")
         _ = self.tiling  # checks both
@@ -108,6 +113,7 @@ class Settings:
             "tiling": tiling and [tiling.tile, tiling.overlap],
             "keep_aspect": self.keep_aspect,
             "readout": self.readout,
+            "top": self.top and float(self.top),
         }
 
 

@@ -299,10 +299,13 @@ def score_class(
     first, class_name = variants[0].pipeline, samples[0].class_name
     size, depth = first.image_size, first.tips.config.vision.depth
     detectors = [variant.pipeline.scorer(samples[0].called) for variant in variants]
-    # Variants of the same layers and the same prompts for patches have the same map, made and measured once.
-    keys = [(tuple(layer % depth for layer in v.layers), d.identity) for v, d in zip(variants, detectors, strict=True)]
+    # Variants of the same layers, prompts for patches and top have the same map, made and measured once.
+    keys = [
+        (tuple(layer % depth for layer in v.layers), d.identity, v.pipeline.options.top)
+        for v, d in zip(variants, detectors, strict=True)
+    ]
     remembered = {layer % depth for detector in detectors for layer in detector.layers}
-    layers = sorted({depth - 1, *(layer for chosen, _ in keys for layer in chosen), *remembered})
+    layers = sorted({depth - 1, *(layer for chosen, *_ in keys for layer in chosen), *remembered})
     # The tower is asked once for each set of learned tokens in it, and mostly there is none.
     learned = {id(d.image_tokens and d.image_tokens.tokens): d.image_tokens for d in detectors}
     with_masks = all(sample.mask for sample in samples if sample.label)
@@ -323,7 +326,7 @@ def score_class(
                 pixels[key].update(anomaly_map, mask)
                 if mask is not None and mask.any() and not mask.all():
                     localization = float(anomaly_map[mask].mean() - anomaly_map[~mask].mean())
-            patch_level[key].append((float(patch_map.max()), localization, at_peak))
+            patch_level[key].append((scoring.local_evidence(patch_map, key[2]), localization, at_peak))
 
     # Each map is measured in a thread of its own, beside the towers, which need not wait for it at the end of a class.
     lanes = {key: ThreadPoolExecutor(1, thread_name_prefix="measure") for key in pixels}
