@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from tipsomaly import ModelError
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.service import comparison, exports, uploads, verdict
-from tipsomaly.service.cards import EMPTY
+from tipsomaly.service.cards import OPENING
 from tipsomaly.service.comparison_tab import ComparisonTab
 from tipsomaly.service.demo import Demo, explained
 from tipsomaly.service.examples import Examples
@@ -75,7 +75,7 @@ def build(space: Space) -> gr.Blocks:
             with gr.Column(scale=2, min_width=320), gr.Tabs(overflow_behavior="wrap"):
                 settings: list[Any] = [class_name, domain, model]
                 with gr.Tab("Detection") as tab_d:
-                    card = gr.HTML(EMPTY)
+                    card = gr.HTML(OPENING)
                     overlay = gr.Image(label="Anomaly map over the picture", height=420, buttons=BUTTONS, **picture)
                     gr.HTML(comparison.legend())
                     verdicts = VerdictPanel(space, demo.examples, explained)
@@ -138,18 +138,23 @@ def build(space: Space) -> gr.Blocks:
         model_runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "model"}
         picked = [image, class_name, domain]
         pick = samples.select(demo.pick, None, picked, show_progress="hidden", **private)
+        own_picture = image.input(
+            demo.own_class, [inspection, class_name, domain], picked[1:], show_progress="hidden", **private
+        )
+        inspected = [inspection, card, overlay, data, spoken, threshold, *drawn]
+        app.load(lambda: demo.opening, None, [*picked, *inspected], show_progress="hidden", **private)
 
         def judge(event: Callable[..., Any]) -> Any:
             return event(
                 demo.inspect,
                 [image, *settings, threshold, rescaled, verdicts.calibration],
-                [inspection, card, overlay, data, spoken, threshold, *drawn],
+                inspected,
                 **private,
                 **model_runs,
             )
 
         # whatever is changed, what is shown is of what is chosen now
-        for event in (run.click, image.input, pick.then, *(component.input for component in settings)):
+        for event in (run.click, own_picture.then, pick.then, *(component.input for component in settings)):
             judge(event)
         verdicts.connect(image, settings, lambda e: judge(e.success), **model_runs)
         comparing.connect(tab_c, [tab_d, tab_l, tab_b, tab_a], image, settings, **model_runs)

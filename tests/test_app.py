@@ -67,7 +67,19 @@ def test_an_inspection_shows_score_parts_and_sentences(demo, result):
     assert f"peaks at {result.anomaly_map.max():.2f}" in card
     assert overlay.size == (448, 448)
     assert next(iter(inspection.abnormal)) in sentences
-    assert threshold == inspection.calibration.pixel_threshold == inspection.result.pixel_threshold
+    assert threshold == round(inspection.result.pixel_threshold, 2)
+    assert inspection.result.pixel_threshold == inspection.calibration.pixel_threshold
+
+
+def test_a_visitor_finds_an_example_and_hears_whether_its_verdict_is_right(demo):
+    picture, class_name, domain, *results = demo.opening
+    expected = Pipeline.from_pretrained(domain=domain)(picture, class_name)
+    assert results[0].result.score == expected.score
+    verdict = "right" if results[0].result.is_anomalous else "wrong"  # it is a defective one
+    assert f"the verdict is {verdict}, it is defective" in results[1]
+    assert demo.own_class(results[0], class_name, domain) == ("object", "industrial")  # another picture comes
+    assert demo.own_class(results[0], "my class", domain) == ("my class", domain)
+    assert demo.own_class(None, class_name, domain) == (class_name, domain)
 
 
 def test_another_picture_has_no_verdict_until_good_ones_are_chosen(demo, tmp_path):

@@ -47,7 +47,7 @@ def page(browser, url, request):
     tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: problems.append(str(error)))
     tab.goto(url)
-    tab.get_by_role("button", name="Inspect").wait_for()
+    tab.locator("#score-card").wait_for()  # it opens on an example
     yield tab
     tab.close()
     assert not problems
@@ -55,7 +55,7 @@ def page(browser, url, request):
 
 def upload(page, path=PICTURE):
     page.locator("#picture input[type=file]").set_input_files(path)
-    page.locator("#score-card").wait_for()
+    page.locator("#score-card").get_by_text("of 2 · object").wait_for()  # not the example's class
 
 
 def test_detection_then_localization(page):
@@ -67,7 +67,7 @@ def test_detection_then_localization(page):
     page.get_by_text("of 2 · zipper").wait_for()
     result = Pipeline.from_pretrained()(PICTURE, "zipper")
     assert f"{result.score:.3f}" in page.locator("#score-card").inner_text()
-    assert page.get_by_text("Loudest for abnormal").is_visible()
+    assert page.get_by_text("Closest for abnormal").is_visible()
 
     page.get_by_role("tab", name="Localization").click()
     slider = page.locator("#threshold input[type=number]")
@@ -81,6 +81,16 @@ def test_detection_then_localization(page):
     with page.expect_download() as download:
         page.locator("a[download='map.npy']").first.click()
     assert download.value.suggested_filename == "map.npy"
+
+
+def test_the_page_opens_on_an_inspected_example(page):
+    card = page.locator("#score-card")
+    card.get_by_text("Concrete floor with an oil stain").wait_for()
+    result = Pipeline.from_pretrained()(PICTURE.parent / "concrete-defect.jpg", "concrete")
+    assert f"{result.score:.3f}" in card.inner_text()
+    assert page.get_by_label("What is on it?").input_value() == "concrete"
+    pictures = page.locator("#picture img, [role=tabpanel] img").filter(visible=True)
+    pictures.nth(1).wait_for()
 
 
 def test_an_example_is_one_click(page):

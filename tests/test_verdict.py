@@ -9,6 +9,7 @@ from PIL import Image
 
 from tipsomaly import Calibration, Pipeline
 from tipsomaly.service import verdict
+from tipsomaly.service.cards import score_card
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.space import Space
 from tipsomaly.service.verdict import Bundled
@@ -97,9 +98,9 @@ def test_good_pictures_that_cannot_be_used_are_named(space, goods, tmp_path, mon
 def test_the_card_says_the_verdict_and_what_it_is_worth(space, calibration):
     low = replace(calibration, scores=(0.01, 0.02, 0.03, 0.04, 0.05), image_threshold=0.045)
     found = space.inspect(PICTURES / "tile-defect.jpg", *SETTINGS, low)
-    card = verdict.card(found)
+    card = score_card(found)
     assert ">Defective<" in card
-    assert "above 5 of 5 good pictures" in card
+    assert "Above 5 of 5 good pictures; defective from 0.045 on" in card
     assert card.count('<i class="good" style') == 5
     (left,) = re.findall(r'class="here anomalous" style="left:(.*?)%', card)
     assert float(left) == pytest.approx(found.result.score * 50, abs=0.01)

@@ -1,19 +1,25 @@
-"""What the page draws as HTML; every word of a visitor is escaped."""
+"""What the page draws as HTML, in plain words; every word of a visitor is escaped."""
 
 from collections.abc import Mapping
 from html import escape
 
 from tipsomaly.service import verdict
+from tipsomaly.service.examples import Example
 from tipsomaly.service.exports import Inspection
 
 EMPTY = '<div class="card">Choose a picture or one of the examples: the result appears here.</div>'
+OPENING = '<div class="card">One moment: an example is inspected.</div>'
+GLOBAL = "p_a(spatial token): the softmax of the abnormal fixed prototype against the normal one"
+LOCAL = "max p_a(patch token): the same of the learned prototypes, for the patch where it is largest"
+COSINE = "Cosine of the sentence's embedding with the spatial token"
 
 
-def score_card(inspection: Inspection, where: str = "") -> str:
-    """The score as a number and as a bar of its two parts, and the verdict if there is a threshold."""
+def score_card(inspection: Inspection, example: Example | None = None, where: str = "") -> str:
+    """The verdict if there is a threshold, the score, and, folded away, the bar of its two parts. Of an `example` it is
+    known what the verdict should be; `where` is as in `verdict.card`."""
     result = inspection.result
-    shares = f"global {result.global_score:.3f} and local {result.local_score:.3f} of at most 1 each"
     threshold, most = result.image_threshold, sum(result.image_score.values())
+    shares = f"whole picture {result.global_score:.3f} and strongest spot {result.local_score:.3f} of at most 1 each"
     parts = {"spatial": result.global_score, "local": result.local_score}
     widths = {part: 100 * result.image_score.get(part, 0) * value / most for part, value in parts.items()}
     left = 100 * min((threshold or 0) / most, 1)
@@ -21,15 +27,28 @@ def score_card(inspection: Inspection, where: str = "") -> str:
     note = f"<p>Note: {escape(result.note)}.</p>" if result.note else ""
     kinds = ", ".join(f"<b>{escape(kind)}</b> {value:.2f}" for kind, value in list((result.kinds or {}).items())[:3])
     kinds = f'<p id="kinds">Kind of the strongest evidence: {kinds}</p>' if kinds else ""
-    return f"""<div class="card" id="score-card">{verdict.card(inspection, where)}
-<div class="score">{result.score:.3f} <span class="of">of {most:g} · {escape(result.class_name)}</span></div>
+    trust = inspection.calibration and inspection.calibration.scores and verdict.trust(inspection.calibration)
+    return f"""<div class="card" id="score-card">{known(example, result.is_anomalous)}
+{verdict.card(inspection, where)}{kinds}{note}
+<details><summary>How this score is made</summary>
 <div class="bar" role="img" aria-label="{shares}">
 <div class="global" style="width:{widths["spatial"]:.2f}%"></div>
 <div class="local" style="width:{widths["local"]:.2f}%"></div>{tick}</div>
-<div class="key"><span class="global"><i></i>global, p_a(spatial token): <b>{result.global_score:.3f}</b></span>
-<span class="local"><i></i>strongest local evidence: <b>{result.local_score:.3f}</b>, of one
-patch; the map is smoothed and peaks at {inspection.shown.anomaly_map.max():.2f}</span></div>
-{kinds}{note}<p class="of">{inspection.seconds * 1000:.0f} ms</p></div>"""
+<div class="key"><span class="global" title="{GLOBAL}"><i></i>the whole picture: <b>{result.global_score:.3f}</b></span>
+<span class="local" title="{LOCAL}"><i></i>its strongest spot: <b>{result.local_score:.3f}</b>; the map is smoothed,
+and there it peaks at {inspection.shown.anomaly_map.max():.2f}</span></div>
+{f"<p>{escape(trust)}</p>" if trust else ""}<p class="note">{inspection.seconds * 1000:.0f} ms</p></details></div>"""
+
+
+def known(example: Example | None, anomalous: bool | None) -> str:
+    """What an example is, and whether the verdict is right; nothing of other pictures."""
+    if example is None:
+        return ""
+    truth = "it is good" if example.mask is None else "it is defective"
+    said = f"; {truth}" if anomalous is None else (
+        f": the verdict is {'right' if anomalous == (example.mask is not None) else 'wrong'}, {truth}"
+    )  # fmt: skip
+    return f'<p class="note" id="example">Example \u201c{escape(example.caption)}\u201d{said}.</p>'
 
 
 def sentences(inspection: Inspection, count: int = 4) -> str:
@@ -41,5 +60,8 @@ def sentences(inspection: Inspection, count: int = 4) -> str:
         )
         return f"<div><h4>{title}</h4><ul>{items}</ul></div>"
 
-    columns = state("Loudest for normal", inspection.normal) + state("Loudest for abnormal", inspection.abnormal)
-    return f'<div class="card">Cosine of the sentence with the spatial token<div class="states">{columns}</div></div>'
+    columns = state("Closest for normal", inspection.normal) + state("Closest for abnormal", inspection.abnormal)
+    return (
+        f'<div class="card"><span title="{COSINE}">The sentences that are closest to the picture</span>'
+        f'<div class="states">{columns}</div></div>'
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ import gradio as gr
 from tipsomaly.detection import visualization
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.errors import ImageError
+from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.service import comparison, exports, uploads, verdict
 from tipsomaly.service.cards import EMPTY, score_card, sentences
 from tipsomaly.service.examples import Examples
@@ -48,6 +50,13 @@ class Demo:
         self.space, self.examples = space, examples
         self.bundled = verdict.Bundled(space, self.examples)
 
+    @cached_property
+    def opening(self) -> tuple:
+        """What a visitor finds: an example's picture, class and fixed prompts, and its inspection; made once."""
+        example = self.examples.opening
+        first = (str(example.picture), example.class_name, example.domain)
+        return *first, *self.inspect(*first, self.space.choices[0], 0.5, False)
+
     def inspect(
         self,
         image: str | None,
@@ -69,15 +78,23 @@ class Demo:
             card = f'<div class="card" role="alert">{error.message}</div>'
             return None, card, None, None, "", gr.skip(), *self.redraw(None, threshold, rescaled)
         start = inspection.result.pixel_threshold
+        start = start if start is None else round(start, 2)  # as the slider says it
         return (
             inspection,
-            score_card(inspection, self.bundled.WHERE if known else ""),
-            inspection.shown.overlay(inspection.result.pixel_threshold),
+            score_card(inspection, self.examples.find(image), self.bundled.WHERE if known else ""),
+            inspection.shown.overlay(start),
             exports.record(inspection.result),
             sentences(inspection),
             gr.skip() if start is None else start,  # the slider is the visitor's, and starts where a verdict is made
             *self.redraw(inspection, threshold if start is None else start, rescaled),
         )
+
+    def own_class(self, inspection: Inspection | None, class_name: str, domain: str) -> tuple[str, str]:
+        """Class and fixed prompts for a picture that a visitor brings after an example: not the example's."""
+        before = self.examples.find(inspection.result.source) if inspection else None
+        if before and (before.class_name, before.domain) == (class_name, domain):
+            return "object", next(iter(ENSEMBLES))
+        return class_name, domain
 
     def pick(self, event: gr.SelectData) -> list[str]:
         """An example's picture, class and fixed prompts."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from tipsomaly.files import sha256
 
+OPENING = "concrete-defect.jpg"
+"""The page opens on it: a defect that nano finds. What it makes of an example is said beside each."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -35,10 +38,15 @@ class Examples:
         ]
         self._known: Mapping[str, Example] = {sha256(each.picture.read_bytes()): each for each in self.all}
 
-    def find(self, picture: str | Path | None) -> Example | None:
-        """The example that a file is, whatever its name."""
+    @property
+    def opening(self) -> Example:
+        """The one that the page opens on."""
+        return next(example for example in self.all if example.picture.name == OPENING)
+
+    def find(self, picture: object) -> Example | None:
+        """The example that a file is, whatever its name; None of whatever is no path."""
         try:
-            return self._known.get(sha256(Path(picture).read_bytes())) if picture else None
+            return self._known.get(sha256(Path(picture).read_bytes())) if isinstance(picture, str | Path) else None
         except OSError:  # whoever reads it next says so
             return None
 

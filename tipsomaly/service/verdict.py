@@ -18,6 +18,7 @@ BUNDLED = "nano / "
 """How the choices of the model begin that is fast enough to calibrate with the bundled pictures unasked."""
 
 CSS = """
+.card p {margin: .25rem 0}
 .card .verdict {font-size: 2.4rem; font-weight: 700; line-height: 1.1; margin: 0}
 .strip {position: relative; height: 2rem; margin: .75rem 0 .25rem; border-bottom: 2px solid var(--border-color-primary)}
 .strip i {position: absolute; transform: translateX(-50%)}
@@ -35,7 +36,7 @@ class Bundled:
     """Verdicts for the bundled examples: each class is calibrated when it is first looked at, by the weights that are
     there, with the good examples of all other classes."""
 
-    WHERE = "of other products, as each bundled one has a single good picture"
+    WHERE = "of other products"
 
     def __init__(self, space: Space, examples: Examples) -> None:
         self.space, self.examples = space, examples
@@ -54,23 +55,26 @@ class Bundled:
 
 
 def card(inspection: Inspection, where: str = "") -> str:
-    """The verdict of an inspection, large, with the score among the good pictures where they are known; `where` says in
+    """The verdict of an inspection, large, and its score, among the good pictures where they are known; `where` says in
     words which good pictures they are. Without thresholds a line that says what to do."""
     result, calibration = inspection.result, inspection.calibration
+    most = sum(result.image_score.values())
+    score = f'<span class="score">{result.score:.3f}</span> of {most:g} · {escape(result.class_name)}'
     unused = inspection.unused and f"<p>Your good pictures do not serve here: {escape(inspection.unused)}.</p>"
     if result.is_anomalous is None:
-        return unused or (
-            "<p>No verdict yet: a score has no threshold of its own. Choose good pictures of this product below.</p>"
+        said = unused or (
+            "<p><b>No verdict yet</b>: how much is too much depends on the product. "
+            "Choose pictures of good ones below.</p>"
         )
+        return f"<p>Anomaly score {score}</p>{said}"
     words = "Defective" if result.is_anomalous else "Looks normal"
     kind = "anomalous" if result.is_anomalous else "normal"
-    threshold = f"{'at least' if result.is_anomalous else 'below'} the threshold {result.image_threshold:.3f}"
-    more = ""
+    said, more = f"Defective from {result.image_threshold:.3f} on", ""
     if calibration and calibration.scores:
         below = sum(score < result.score for score in calibration.scores)
-        threshold += f", above {below} of {calibration.pictures} good pictures{where and f' {escape(where)}'}"
-        more = strip(result, calibration) + f'<p class="note">{escape(trust(calibration))}</p>'
-    return f'{unused or ""}<p class="verdict {kind}">{words}</p><p>Score {result.score:.3f}: {threshold}.</p>{more}'
+        said = f"Above {below} of {calibration.pictures} good pictures{where and f' {escape(where)}'}; {said.lower()}"
+        more = strip(result, calibration)
+    return f'{unused or ""}<p class="verdict {kind}">{words}</p><p>Anomaly score {score}. {said}.</p>{more}'
 
 
 def strip(result: Result, calibration: Calibration) -> str:
