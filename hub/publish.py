@@ -131,7 +131,7 @@ def prompts_card(file: Path, repository: str, licence: str | None, measured: Pat
     """The card of a prompt set. What it says is read from the file, from the log beside it and from `measured`, the
     results.md of an evaluation. Raises ValueError for another file."""
     prompts, content = load_prompts(file), file.read_bytes()
-    title, about, paper = ABOUT[prompts.NAME]
+    title, about, paper = ABOUT.get(prompts.NAME, (prompts.NAME, prompts.__doc__, "There is none."))
     tensors, metadata = prompts.tensors(), dict(prompts.metadata)
     return Template((HUB / "prompts.md").read_text(encoding="utf-8")).substitute(
         name=file.stem,

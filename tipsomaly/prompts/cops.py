@@ -28,7 +28,7 @@ from tipsomaly.errors import OptionError
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.encoder import ImageTokens, LayerTokens
 from tipsomaly.prompts.losses import image_loss, local_loss, upsample
-from tipsomaly.prompts.method import Conditioned, PromptMethod, Recipe, TextEncoder, TrainingBatch
+from tipsomaly.prompts.method import Conditioned, Option, PromptMethod, Recipe, TextEncoder, TrainingBatch
 from tipsomaly.prompts.prototypes import probabilities
 
 Ests = Literal["own", "exchanged", "off"]
@@ -156,6 +156,12 @@ class Cops(PromptMethod):
 
     NAME: ClassVar[str] = "cops"
     RECIPE: ClassVar[Recipe] = Recipe(epochs=10, seed=0, shuffle=True)
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "pool": Option(int, "patches a side that are averaged; default: 5, of few patches 3", 1),
+        "alpha": Option(float, f"share of the distance to normal prototypes; default: {CopsOptions.alpha}", 0, 1),
+        "beta": Option(float, f"share of the global token in the image score; default: {CopsOptions.beta}", 0, 1),
+        "reconstruction_weight": Option(float, "rho; default: 0, as published for VisA; for MVTec AD 1", 0),
+    }
     PER_IMAGE: ClassVar[bool] = True
     temperature: float
     encoder: Encoder | None
@@ -217,7 +223,8 @@ class Cops(PromptMethod):
         tokens. The other options are those of `CopsOptions`; of a grid of few patches only 3 a side are averaged."""
         dim, blocks = config.text.dim, min(8, config.text.depth - 1)
         pool = 5 if config.vision.grid > 16 else 3
-        chosen = CopsOptions(**{"heads": default_heads(dim), "pool": pool, **options})
+        heads = next(heads for heads in range(max(dim // 64, 1), 0, -1) if dim % heads == 0)  # of a width near 64
+        chosen = CopsOptions(**{"heads": heads, "pool": pool, **options})
         method = cls(
             chosen,
             dim=dim,
@@ -390,8 +397,3 @@ def alignment_weight(distances: Tensor, alpha: float) -> Tensor:
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:
     """The mean of the values where the mask, of their shape, is 1, or 0 where there are none."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-def default_heads(dim: int) -> int:
-    """Attention heads as near to a width of 64 as divides `dim`."""
-    return next(heads for heads in range(max(dim // 64, 1), 0, -1) if dim % heads == 0)

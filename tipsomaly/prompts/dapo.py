@@ -21,7 +21,7 @@ from tipsomaly.models.config import TipsConfig
 from tipsomaly.models.encoder import LayerTokens
 from tipsomaly.names import clean_kinds
 from tipsomaly.prompts.losses import image_loss, local_loss, upsample
-from tipsomaly.prompts.method import PromptMethod, Recipe, TextEncoder, TrainingBatch
+from tipsomaly.prompts.method import Option, PromptMethod, Recipe, TextEncoder, TrainingBatch
 from tipsomaly.prompts.prototypes import pair, probabilities
 
 LOCAL_WEIGHT = 4.0
@@ -36,6 +36,12 @@ class Dapo(PromptMethod):
 
     NAME: ClassVar[str] = "dapo"
     RECIPE: ClassVar[Recipe] = Recipe(epochs=5, seed=42, shuffle=True)
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "tokens": Option(int, "learned vectors of a prompt; default: 5", 1, 16),
+        "rows": Option(int, "prompts of a state; default: 10", 1, 64),
+        "image_tokens": Option(int, "tokens a block of the vision tower; the paper has 4; default: 0", 0, 64),
+    }
+    TELLS_KINDS: ClassVar[bool] = True
     temperature: float
     abnormal: Tensor
     text_tokens: Tensor | None
@@ -112,19 +118,6 @@ class Dapo(PromptMethod):
         layers = (layer if layer.numel() else None for layer in (text, vision))
         return cls(normal, abnormal, *layers, kinds=kinds, temperature=temperature, **options)
 
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-        temperature: float | None,
-        metadata: Mapping[str, str],
-    ) -> Self:
-        if temperature is None:
-            raise ValueError("no temperature")
-        given: dict[str, Any] = {**tensors, **settings}
-        return cls(**given, temperature=temperature, metadata=metadata)
-
     def settings(self) -> dict[str, Any]:
         return {
             "kinds": list(self.kinds),
@@ -144,7 +137,7 @@ class Dapo(PromptMethod):
         return None if self.vision_tokens is None else LayerTokens(self.vision_tokens, self.mix)
 
     def of_kinds(self, kinds: Sequence[str]) -> Self:
-        """The same for other kinds of defects, trained or not."""
+        """See `PromptMethod.of_kinds`."""
         given = {**dict(self.named_parameters()), **self.settings(), "kinds": kinds}
         return type(self)(**given, temperature=self.temperature, metadata=self.metadata)
 

@@ -43,18 +43,6 @@ class Direct(PromptMethod):
         normal, abnormal = (0.02 * torch.randn(config.text.dim, generator=generator) for _ in range(2))
         return cls(normal, abnormal, temperature=temperature, **options)
 
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-        temperature: float | None,
-        metadata: Mapping[str, str],
-    ) -> Self:
-        if temperature is None:
-            raise ValueError("no temperature")
-        return cls(**tensors, **settings, temperature=temperature, metadata=metadata)
-
     def prototypes(self, encode: TextEncoder) -> Tensor:
         return F.normalize(torch.stack([self.normal, self.abnormal]), dim=-1)
 

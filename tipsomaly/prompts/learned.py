@@ -1,7 +1,7 @@
 """Tipsomaly's own learned prompts (section 2.4 of the paper): vectors put before class-agnostic sentences."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tipsomaly.models.config import TipsConfig
 from tipsomaly.prompts.losses import local_loss, upsample
-from tipsomaly.prompts.method import PromptMethod, Recipe, TextEncoder, TrainingBatch
+from tipsomaly.prompts.method import Option, PromptMethod, Recipe, TextEncoder, TrainingBatch
 from tipsomaly.prompts.prototypes import probabilities, prototypes
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.prompts.strategy import Mode
@@ -28,6 +28,11 @@ class LearnedPrompts(PromptMethod):
 
     NAME: ClassVar[str] = "tipsomaly"
     RECIPE: ClassVar[Recipe] = Recipe(epochs=2, seed=111, shuffle=False)
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "tokens": Option(int, "learned vectors of a prompt; default: 8", 1, 16),
+        "ensemble": Option((*ENSEMBLES, "paper"), "sentences behind the vectors; default: industrial"),
+        "objective": Option(get_args(Objective), "loss; default: local, the paper's"),
+    }
     MODE: ClassVar[Mode] = "decoupled"
     SIGMOID: ClassVar[bool] = True
 
@@ -72,17 +77,6 @@ class LearnedPrompts(PromptMethod):
         generator = torch.Generator().manual_seed(seed)
         normal, abnormal = (0.02 * torch.randn(tokens, config.text.dim, generator=generator) for _ in range(2))
         return cls(normal, abnormal, ensemble, temperature=temperature, **options)
-
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Tensor],
-        settings: Mapping[str, Any],
-        temperature: float | None,
-        metadata: Mapping[str, str],
-    ) -> Self:
-        given: dict[str, Any] = {**tensors, **settings}
-        return cls(**given, temperature=temperature, metadata=metadata)
 
     def settings(self) -> dict[str, Any]:
         return {"ensemble": self.ensemble, "objective": self.objective}

@@ -47,6 +47,18 @@ class Recipe(NamedTuple):
     learning_rate: float = 1e-3
 
 
+class Option(NamedTuple):
+    """A choice that a method has for its training: a keyword of `start`, and an option of `tipsomaly train`. Methods
+    that share its name share its type and range."""
+
+    type: type[int] | type[float] | tuple[str, ...]
+    """A number, or one of these names."""
+    help: str
+    """What it is, and the default."""
+    low: float | None = None
+    high: float | None = None
+
+
 @dataclass(frozen=True)
 class TrainingBatch:
     """Tokens of some pictures, their masks (B, H, W) float in {0, 1} at the model's input size, and their labels (B,)
@@ -79,12 +91,16 @@ class PromptMethod(nn.Module):
 
     NAME: ClassVar[str]
     RECIPE: ClassVar[Recipe]
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    """What else can be chosen for a training, by the name of the keyword of `start`."""
     MODE: ClassVar[Mode] = "learned"
     """Its paper's."""
     SIGMOID: ClassVar[bool] = False
     """It also works with a backbone that has a sigmoid instead of the softmax, and takes no tokens in its blocks."""
     PER_IMAGE: ClassVar[bool] = False
     """Prototypes depend on the picture: they are not kept, and tiles, which are only parts of one, are refused."""
+    TELLS_KINDS: ClassVar[bool] = False
+    """It tells kinds of defects apart: `start` takes `kinds`, and is trained on pictures of one kind each."""
     image_score: Mapping[str, float] = _S5
     """The weights in the image score of p_a(g_o), p_a(g_s) and the largest patch probability: "object", "spatial" and
     "local"."""
@@ -103,7 +119,6 @@ class PromptMethod(nn.Module):
         """A method to be trained, for towers of these sizes; the options are its own."""
 
     @classmethod
-    @abstractmethod
     def from_tensors(
         cls,
         tensors: Mapping[str, Tensor],
@@ -111,7 +126,11 @@ class PromptMethod(nn.Module):
         temperature: float | None,
         metadata: Mapping[str, str],
     ) -> Self:
-        """A trained method, of what a file holds. Raises ValueError, in one line, for what no such method is."""
+        """A trained method, of what a file holds: unless there is more to it, the constructor takes all by name.
+        Raises ValueError or TypeError for what no such method is."""
+        given: dict[str, Any] = {**tensors, **settings}
+        known = {} if temperature is None else {"temperature": temperature}
+        return cls(**given, **known, metadata=metadata)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds: `parameters()` by name, less what only training needs."""
@@ -130,6 +149,10 @@ class PromptMethod(nn.Module):
     def blocks(self) -> tuple[int, int]:
         """For how many blocks of the text and of the vision tower there are learned tokens."""
         return 0, 0
+
+    def of_kinds(self, kinds: Sequence[str]) -> Self:
+        """The same for other kinds of defects, trained or not, of a method that tells kinds apart."""
+        raise NotImplementedError(f"{self.NAME} tells no kinds apart")
 
     @property
     def image_tokens(self) -> LayerTokens | None:

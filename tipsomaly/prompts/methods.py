@@ -30,9 +30,10 @@ def ready_method(
 ) -> PromptMethod | None:
     """Prompts for these kinds of defects, on a device; those that are given stay as they are. Raises OptionError."""
     if kinds is not None:
-        if not isinstance(prompts, Dapo):
+        if prompts is None or not prompts.TELLS_KINDS:
+            able = " or ".join(name for name, method in METHODS.items() if method.TELLS_KINDS)
             name = prompts.NAME if prompts else "none"
-            raise OptionError(f"kinds of defects need prompts that know kinds (dapo), and these are of {name}")
+            raise OptionError(f"kinds of defects need prompts that know kinds ({able}), and these are of {name}")
         prompts = prompts.of_kinds(kinds)
     if prompts is None or device.type == "cpu":
         return prompts
