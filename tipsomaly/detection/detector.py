@@ -1,5 +1,7 @@
 """What a detector is: the tokens of a batch of pictures -> how abnormal each picture and each patch is."""
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,21 +40,32 @@ class Evidence(NamedTuple):
 
 
 class Detector(Protocol):
-    """Something that scores tokens, batch by batch; which pictures share a batch must not matter."""
+    """Something that scores tokens, batch by batch; which pictures share a batch must not matter. A class of it needs
+    `score` alone."""
 
     @property
     def image_tokens(self) -> LayerTokens | None:
         """Learned tokens that it wants in the vision tower; None: the tower as it is."""
-        ...
+        return None
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks of the tower (0-based, negative from the end) whose patch tokens it also takes; mostly none."""
-        ...
+        return ()
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names of the kinds of defects in its evidence, if it tells some apart."""
+        return ()
+
+    @property
+    def identity(self) -> object:
+        """Equal for detectors that make the same map."""
+        return id(self)
+
+    @abstractmethod
     def score(self, tokens: ImageTokens, *layers: Tensor) -> Evidence:
         """The evidence of a batch: of its tokens, and of the patch tokens (B, h, w, D) after the blocks `layers`."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +94,7 @@ class Prompts:
 
 
 @dataclass(frozen=True, eq=False)
-class PromptDetector:
+class PromptDetector(Detector):
     """Tokens against prototypes (equation 1): some prompts for the image, G_f, and some for the patches, G_l."""
 
     image: Prompts
@@ -103,11 +116,6 @@ class PromptDetector:
         """Equal for detectors that make the same map."""
         return self.patches.identity
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """None: it looks at the last block alone."""
-        return ()
-
     def score(self, tokens: ImageTokens, *layers: Tensor) -> Evidence:
         """p_a of both global tokens under G_f and of the patches under G_l."""
         looked_at = self.patches.condition(tokens, self.encode)
@@ -128,6 +136,10 @@ class PromptDetector:
             return anomaly_probability(tokens, looked_at.prototypes, temperature)
         normal, abnormal = probabilities(tokens, pair(looked_at.prototypes), temperature, bias).unbind(-1)
         return (1 - normal + abnormal) / 2
+
+
+MakeDetector = Callable[[PromptDetector], Detector]
+"""A detector class, or a function: of the prompts of a class of pictures, what scores these."""
 
 
 class Detectors:

@@ -139,7 +139,7 @@ class Engine:
             tiles=self._tiles(picture, tiles) if tiles else None,
             source=picture.source,
             image_score=image_score,
-            kind_names=kinds,
+            kind_names=() if whole.kinds is None else kinds,
             kind_map=self._kind_map(picture, whole, tiles),
         )
         if whole.anomaly_map is not None:

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from tipsomaly.detection import graph
+from tipsomaly.detection.detector import PromptDetector
 from tipsomaly.detection.exported import RECORD, VERSION, graph_digest
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import ModelError, OptionError
@@ -119,6 +120,8 @@ def _check(pipeline: Pipeline, form: str, names: list[str], precision: str, pict
         raise OptionError("an export takes whole pictures, squashed to the input size: no tiles, no kept proportions")
     if pipeline.reference:
         raise OptionError("an export holds prompts alone: no normal pictures")
+    if not isinstance(pipeline.scorer(names[0]), PromptDetector):
+        raise OptionError("an export holds prompts alone: no detector of your own")
     tower = pipeline.tips
     if tower.model_type != "tipsv2":
         raise OptionError("an export is made of a TIPS: its graph knows no other backbone")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tipsomaly.detection.combination import Scale, Scales, combine, logit
-from tipsomaly.detection.detector import Evidence, PromptDetector
+from tipsomaly.detection.detector import Detector, Evidence, PromptDetector
 from tipsomaly.detection.leave_one_out import Normal, how_unlike
 from tipsomaly.detection.memory import nearest, unit_tokens
 from tipsomaly.errors import OptionError
@@ -39,11 +39,9 @@ def mutual_distances(tokens: Tensor, pile: Sequence[Tensor], share: float = SHAR
     return distances.topk(kept, dim=0, largest=False).values.mean(dim=0)
 
 
-class MutualDetector:
+class MutualDetector(Detector):
     """What the prompts say and how rare each patch is in a pile, on the scale of the pile's own pictures, most of which
     are taken to be normal."""
-
-    layers = (-1,)
 
     def __init__(self, prompts: PromptDetector, pile: Sequence[Normal]) -> None:
         """Of at least two pictures. The work is quadratic in their number."""
@@ -67,6 +65,16 @@ class MutualDetector:
     def image_tokens(self) -> LayerTokens | None:
         """Those of the prompts."""
         return self.prompts.image_tokens
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of the prompts."""
+        return self.prompts.kinds
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The last block: a pile is of its patch tokens."""
+        return (-1,)
 
     @property
     def note(self) -> str:

@@ -12,12 +12,10 @@ from torch import Tensor
 from tipsomaly.data.images import ImageSource
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.combination import Use
-from tipsomaly.detection.detector import PromptDetector
 from tipsomaly.detection.engine import check_batch_size
 from tipsomaly.detection.exported import Exported, is_export
 from tipsomaly.detection.loading import load
 from tipsomaly.detection.mutual import MutualDetector
-from tipsomaly.detection.reference_detector import ReferenceDetector
 from tipsomaly.detection.references import References
 from tipsomaly.detection.result import Result, joined
 from tipsomaly.detection.scorer import BATCH_SIZE, Scorer
@@ -100,6 +98,7 @@ class Pipeline(Scorer):
         if known and "reference" not in options and not isinstance(known.source, References):
             options = {**dict(zip(names, (known.source, known.evidence, known.options), strict=True)), **options}
         ours = {name: options.pop(name, None) for name in names}
+        ours["detector"] = options.pop("detector", self._make_detector)
         settings = self.options.but(**options)
         other = Pipeline(self.tips, self.tokenizer, prompts, calibration=calibration, **ours, **settings.options())
         if prompts is self.prompts and settings.kinds == self.options.kinds:
@@ -182,8 +181,8 @@ class Pipeline(Scorer):
         all are compared with. A note says so, and whether they are too varied.
         """
         check_batch_size(batch_size)
-        if together and self.reference:
-            raise OptionError("pictures are compared with each other or with a reference, not with both")
+        if together and (self.reference or self._make_detector):
+            raise OptionError("pictures are compared with each other, with a reference or by a detector of your own")
         if errors not in ("raise", "yield"):
             raise OptionError(f"errors must be 'raise' or 'yield', not {errors!r}")
         return self._stream(images, *self.checked_class(class_name), batch_size, errors, maps, together)
@@ -198,11 +197,11 @@ class Pipeline(Scorer):
         maps: bool,
         together: bool,
     ) -> Iterator[Result | ImageError]:
-        scorer: PromptDetector | ReferenceDetector | MutualDetector = self.scorer(class_name)
+        scorer = self.scorer(class_name)
         if together:
             images = list(images)
-            scorer = MutualDetector(self.detector(class_name), self.pile(images, class_name, batch_size))
-            note = joined(note, scorer.note)
+            scorer = mutual = MutualDetector(self.detector(class_name), self.pile(images, class_name, batch_size))
+            note = joined(note, mutual.note)
         for view in self.engine.scored(images, [scorer], batch_size, maps):
             if isinstance(view, ImageError):
                 if errors == "raise":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tipsomaly.data.images import ImageSource, pictures_in
 from tipsomaly.detection.combination import USES, Use, combine
-from tipsomaly.detection.detector import Evidence, PromptDetector
+from tipsomaly.detection.detector import Detector, Evidence, PromptDetector
 from tipsomaly.detection.engine import Engine
 from tipsomaly.detection.leave_one_out import TURNS, Normal, turn
 from tipsomaly.detection.memory import unit_tokens
@@ -27,7 +27,7 @@ MAX_NORMALS = 200
 """Normal pictures that are remembered at most: more add little to a memory of a limited size."""
 
 
-class ReferenceDetector:
+class ReferenceDetector(Detector):
     """What the prompts say and how far each patch is from the memory, as the references have them go together."""
 
     def __init__(self, prompts: PromptDetector, references: References, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from tipsomaly.data.images import ImageSource
 from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.combination import Use
-from tipsomaly.detection.detector import Detectors, PromptDetector
+from tipsomaly.detection.detector import Detector, Detectors, MakeDetector, PromptDetector
 from tipsomaly.detection.engine import Engine
 from tipsomaly.detection.leave_one_out import Normal, fit
 from tipsomaly.detection.reference_detector import MAX_NORMALS, ReferenceDetector, ReferenceSource, observe
@@ -50,13 +50,15 @@ class Scorer:
         reference: References | str | Path | Sequence[ImageSource] | None = None,
         evidence: Use | None = None,
         reference_options: ReferenceOptions | None = None,
+        detector: MakeDetector | None = None,
         **options: Any,
     ) -> None:
         """`options` are those of `Settings`; without an image size it is the one that the tower was trained at, without
         a mode that of the prompts' method: "decoupled" for Tipsomaly's. `calibration`, which gives results a verdict,
         must have been made with the same settings, and so must `reference`, unless it is a folder of normal pictures or
         a list of them: these are remembered, as `reference_options` say, when a class is first asked for. `evidence`
-        forces what scores: "prompts", "memory" or "both".
+        forces what scores: "prompts", "memory" or "both". `detector`, a class of your own for instance, makes what
+        scores in place of the prompts, of these.
 
         Raises ModelError for prompts or a tokenizer that do not fit the towers, OptionError for an option that cannot
         be used.
@@ -91,6 +93,9 @@ class Scorer:
         self.calibration = calibration
         if reference is None and (evidence or reference_options):
             raise OptionError("evidence and reference options go with a reference")
+        if reference is not None and detector:
+            raise OptionError("normal pictures go with the prompts: give a reference or a detector, not both")
+        self._make_detector = detector
         self.reference = None if reference is None else ReferenceSource(reference, evidence, reference_options)
         if self.reference and isinstance(self.reference.source, References):
             self.reference.source.check(self.settings(), vision.dim)
@@ -131,12 +136,14 @@ class Scorer:
     def settings(self) -> dict[str, Any]:
         """What a score depends on besides the picture and its class, for JSON; weights and prompts as their SHA-256."""
         learned = self.prompts if self.mode != "fixed" else None
+        made = self._make_detector
         return {
             **self.options.record(),
             "dtype": str(self.tips.dtype).removeprefix("torch."),
             "model": self.tips.digest(self.tokenizer.model),
             "prompts": learned and learned.digest(),
             "reference": self.reference and self.reference.digest(),
+            "detector": made and f"{made.__module__}.{getattr(made, '__qualname__', repr(made))}",
         }
 
     def checked_class(self, class_name: str) -> tuple[str, str | None]:
@@ -169,10 +176,13 @@ class Scorer:
         name = clean_class_name(class_name)
         return UNKNOWN if self.tokenizer.unknown(name) else name
 
-    def scorer(self, class_name: str = "object") -> PromptDetector | ReferenceDetector:
-        """What scores pictures of a class: the prompts, with a reference together with the normal pictures."""
-        found = self.references(class_name)
-        return ReferenceDetector(self.detector(class_name), found, self.device) if found else self.detector(class_name)
+    def scorer(self, class_name: str = "object") -> Detector:
+        """What scores pictures of a class: the prompts, with a reference together with the normal pictures, or a
+        detector of your own."""
+        prompts, found = self.detector(class_name), self.references(class_name)
+        if self._make_detector:
+            return self._make_detector(prompts)
+        return ReferenceDetector(prompts, found, self.device) if found else prompts
 
     def references(self, class_name: str = "object") -> References | None:
         """What the normal pictures say, for a class; of pictures it is made when it is first asked for."""
