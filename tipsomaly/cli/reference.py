@@ -27,7 +27,7 @@ from tipsomaly.cli.options import (
     not_empty,
     one_of,
 )
-from tipsomaly.detection.memory import KINDS, Kind
+from tipsomaly.detection.memory import MEMORIES
 from tipsomaly.detection.reference_detector import MAX_NORMALS
 from tipsomaly.detection.references import RULES, ReferenceOptions, Rule
 from tipsomaly.detection.scoring import SIGMA
@@ -42,7 +42,7 @@ def reference(
     output: Annotated[Path, typer.Option(metavar="OUT.safetensors", help="Where the references go.")],
     class_name: ClassOption = "object",
     memory: Annotated[
-        Kind, one_of(KINDS, "neighbours: distance to the nearest patch; subspace: to a PCA of the patches.")
+        str, one_of(MEMORIES, "neighbours: distance to the nearest patch; subspace: to a PCA of the patches.")
     ] = "neighbours",
     layer: Annotated[
         list[int] | None,

@@ -10,7 +10,7 @@ from torch import Tensor
 from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import PixelCounts
 from tipsomaly.detection.combination import USES, Use, combine, logit, scales_of
-from tipsomaly.detection.memory import MEMORIES, Memory, Neighbours, Subspace, coreset, nearest
+from tipsomaly.detection.memory import MEMORIES, Memory, coreset, nearest
 from tipsomaly.detection.references import LIMIT, NUMBERS, ReferenceOptions, References
 from tipsomaly.errors import OptionError
 
@@ -128,9 +128,7 @@ def _reduced(tokens: Tensor, owners: Tensor, limit: int) -> tuple[Tensor, Tensor
     return tokens[kept].contiguous(), owners.to(kept.device)[kept]
 
 
-def _left_out(
-    normals: Sequence[Normal], tokens: Tensor, owners: Tensor, make: type[Neighbours] | type[Subspace]
-) -> list[list[Tensor]]:
+def _left_out(normals: Sequence[Normal], tokens: Tensor, owners: Tensor, make: type[Memory]) -> list[list[Tensor]]:
     """By picture and view (h, w) on the CPU: the patches' distances to a memory without the picture or, of a single
     picture, without the quarter that a patch is in. A memory that nothing is left of is the whole one."""
 

@@ -5,14 +5,11 @@
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-Kind = Literal["neighbours", "subspace"]
-KINDS: tuple[Kind, ...] = ("neighbours", "subspace")
 
 BLOCK = 2**24
 """Similarities that are held at once."""
@@ -49,6 +46,13 @@ class Neighbours(NamedTuple):
         """Of float32 unit vectors (M, D)."""
         return cls(tokens)
 
+    def check(self) -> None:
+        """ValueError if they are no such tokens."""
+        if self.tokens.ndim != 2 or not self.tokens.numel():
+            raise ValueError("its tokens are not a table")
+        if ((self.tokens.norm(dim=1) - 1).abs() > 1e-3).any():
+            raise ValueError("its tokens are not of length 1")
+
     def distances(self, tokens: Tensor) -> Tensor:
         """(..., D) float32 unit vectors -> (...) float32 in [0, 2]."""
         return nearest(tokens, self.tokens)
@@ -73,6 +77,14 @@ class Subspace(NamedTuple):
         count = int((share < VARIANCE * share[-1]).sum()) + 1 if share[-1] > 1e-12 else 0
         return cls(mean, vectors.flip(1)[:, :count].T.float().contiguous())
 
+    def check(self) -> None:
+        """ValueError if they are no such directions."""
+        if self.mean.ndim != 1 or self.basis.ndim != 2 or self.basis.shape[1] != len(self.mean):
+            raise ValueError("its subspace is not one")
+        grams = self.basis @ self.basis.T
+        if len(grams) > len(self.mean) or ((grams - torch.eye(len(grams))).abs() > 1e-3).any():
+            raise ValueError("its basis is not orthonormal")
+
     def distances(self, tokens: Tensor) -> Tensor:
         """(..., D) float32 unit vectors -> (...) float32 in [0, 4]."""
         centred = tokens - self.mean
@@ -81,7 +93,8 @@ class Subspace(NamedTuple):
 
 
 Memory = Neighbours | Subspace
-MEMORIES: dict[Kind, type[Neighbours] | type[Subspace]] = {"neighbours": Neighbours, "subspace": Subspace}
+MEMORIES: dict[str, type[Memory]] = {"neighbours": Neighbours, "subspace": Subspace}
+"""The kinds of memory by name: named tuples of float32 tensors, the first of which is as wide as a token."""
 
 
 def coreset(tokens: Tensor, count: int, block: int = 1024) -> Tensor:

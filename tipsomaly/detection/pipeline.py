@@ -1,13 +1,12 @@
 """The one object that most people touch: pictures and a class name in, results out."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast, overload
 
 import torch
-from torch import Tensor
 
 from tipsomaly.data.images import ImageSource
 from tipsomaly.detection.calibration import Calibration
@@ -22,7 +21,6 @@ from tipsomaly.detection.scorer import BATCH_SIZE, Scorer
 from tipsomaly.detection.views import Picture
 from tipsomaly.errors import ImageError, ModelError, OptionError
 from tipsomaly.files import expand, staged_folder
-from tipsomaly.models.encoder import ImageTokens, LayerTokens
 from tipsomaly.models.families import FAMILIES
 from tipsomaly.models.publish import upload
 from tipsomaly.prompts.find import default_prompts, read_prompts
@@ -268,30 +266,8 @@ class Pipeline(Scorer):
         """
         return self.engine.compile(batch_size, backend)
 
-    def pixels(self, images: Iterable[ImageSource], batch_size: int = BATCH_SIZE) -> Iterator[Tensor]:
-        """See `Engine.pixels`."""
-        return self.engine.pixels(images, batch_size)
-
-    def encode(self, pixels: Tensor) -> ImageTokens:
-        """See `Engine.encode`."""
-        return self.engine.encode(pixels)
-
-    def encode_layers(
-        self, pixels: Tensor, layers: Sequence[int], learned: LayerTokens | None = None
-    ) -> list[ImageTokens]:
-        """See `Engine.encode_layers`."""
-        return self.engine.encode_layers(pixels, layers, learned)
-
     def _result(
         self, picture: Picture, detector: int, class_name: str, note: str | None, evidence: Use = "prompts"
     ) -> Result:
-        options = (
-            self.mode,
-            self.calibration,
-            self.image_score,
-            self.kinds,
-            note,
-            self.references(class_name),
-            evidence,
-        )
-        return self.engine.result(picture, detector, class_name, *options)
+        options = (self.mode, self.calibration, self.image_score, self.kinds, note)
+        return self.engine.result(picture, detector, class_name, *options, self.references(class_name), evidence)

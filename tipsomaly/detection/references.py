@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tipsomaly.detection.calibration import allowed, share_above
 from tipsomaly.detection.combination import USES, Scale, Scales, Use
-from tipsomaly.detection.memory import KINDS, Kind, Memory, Neighbours, Subspace
+from tipsomaly.detection.memory import MEMORIES, Memory
 from tipsomaly.errors import ModelError, OptionError, explained, printable, short
 from tipsomaly.files import expand, is_file, sha256, write_atomically
 
@@ -32,7 +32,7 @@ UNLIKE = 1.5
 class ReferenceOptions:
     """How normal pictures are remembered and what a verdict promises. Raises OptionError for what cannot be used."""
 
-    kind: Kind = "neighbours"
+    kind: str = "neighbours"
     """Of the memory: the distance to the nearest of the tokens, or to the subspace that they lie in."""
     layers: tuple[int, ...] | None = None
     """Blocks of the vision tower whose tokens are remembered (0-based, negative from the end). By default the last and
@@ -49,8 +49,8 @@ class ReferenceOptions:
     factor: float = 1.2
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise OptionError(f"unknown kind of memory {self.kind!r}: choose {', '.join(KINDS)}")
+        if self.kind not in MEMORIES:
+            raise OptionError(f"unknown kind of memory {self.kind!r}: choose {', '.join(MEMORIES)}")
         if self.rule not in RULES:
             raise OptionError(f"unknown rule {self.rule!r}: choose {', '.join(RULES)}")
         layers = (-1,) if self.layers is None else self.layers
@@ -233,20 +233,8 @@ class References:
             raise ValueError("its numbers are not all finite float32")
         if scores.ndim != 2 or scores.shape[0] != len(USES) or not scores.shape[1] or (scores.diff() < 0).any():
             raise ValueError("its scores are not there in order")
-        memory: Memory
-        if tensors.keys() == {"tokens"}:
-            memory = Neighbours(**tensors)
-            if memory.tokens.ndim != 2 or not memory.tokens.numel():
-                raise ValueError("its tokens are not a table")
-            if ((memory.tokens.norm(dim=1) - 1).abs() > 1e-3).any():
-                raise ValueError("its tokens are not of length 1")
-        else:
-            memory = Subspace(**tensors)
-            if memory.mean.ndim != 1 or memory.basis.ndim != 2 or memory.basis.shape[1] != len(memory.mean):
-                raise ValueError("its subspace is not one")
-            grams = memory.basis @ memory.basis.T
-            if len(grams) > len(memory.mean) or ((grams - torch.eye(len(grams))).abs() > 1e-3).any():
-                raise ValueError("its basis is not orthonormal")
+        memory = MEMORIES[record["options"]["kind"]](**tensors)
+        memory.check()
         scales = Scales(*(Scale(*map(_number, scale)) for scale in record["scales"]))
         if min(scale.deviation for scale in scales) <= 0:
             raise ValueError("a deviation is not above 0")

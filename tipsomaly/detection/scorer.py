@@ -1,6 +1,6 @@
 """All that is settled before a picture comes: weights, prompts, options, references -> what scores the tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tipsomaly.detection.result import Result
 from tipsomaly.detection.settings import Settings
 from tipsomaly.detection.views import Viewer
 from tipsomaly.errors import ImageError, ModelError, OptionError, one_line
-from tipsomaly.models.encoder import Encoder, Words
+from tipsomaly.models.encoder import Encoder, ImageTokens, LayerTokens, Words
 from tipsomaly.models.folder import ModelFolder
 from tipsomaly.names import clean_class_name
 from tipsomaly.prompts.method import PromptMethod
@@ -132,6 +132,20 @@ class Scorer:
     def device(self) -> torch.device:
         """Where the towers are."""
         return self.engine.device
+
+    def pixels(self, images: Iterable[ImageSource], batch_size: int = BATCH_SIZE) -> Iterator[Tensor]:
+        """See `Engine.pixels`."""
+        return self.engine.pixels(images, batch_size)
+
+    def encode(self, pixels: Tensor) -> ImageTokens:
+        """See `Engine.encode`."""
+        return self.engine.encode(pixels)
+
+    def encode_layers(
+        self, pixels: Tensor, layers: Sequence[int], learned: LayerTokens | None = None
+    ) -> list[ImageTokens]:
+        """See `Engine.encode_layers`."""
+        return self.engine.encode_layers(pixels, layers, learned)
 
     def settings(self) -> dict[str, Any]:
         """What a score depends on besides the picture and its class, for JSON; weights and prompts as their SHA-256."""
