@@ -212,6 +212,8 @@ def ablate(
     from tipsomaly.studies import ablation, ablation_methods
 
     own = method == "tipsomaly"
+    if not own and method not in ablation_methods.ABLATIONS:
+        fail(f"there is no ablation of {method}: choose tipsomaly, {', '.join(ablation_methods.ABLATIONS)}", 2)
     if not own and (prompts or not train_root):
         fail(f"--method {method} trains all of its prompts: it needs --train and takes no --prompts", 2)
     samples, _, domain = read_samples(root, layout, "test", classes, domain, class_names)

@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -73,16 +73,15 @@ def prompts_path(name: str) -> Path:
         raise typer.BadParameter(str(error)) from None
 
 
-def one_of(names: Iterable[str], help: str, *flags: str) -> Any:
+def one_of(names: Collection[str], help: str, *flags: str) -> Any:
     """An option whose value is one of the names of a table: what is new there is a new choice here."""
-    known = list(names)
 
     def check(value: str) -> str:
-        if value not in known:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, known))}.")
+        if value not in names:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, names))}.")
         return value
 
-    return typer.Option(*flags, parser=check, metavar=f"[{'|'.join(known)}]", help=help)
+    return typer.Option(*flags, parser=check, metavar=f"[{'|'.join(names)}]", help=help)
 
 
 FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".npy", ".parquet", ".png", ".safetensors", *SUFFIXES)

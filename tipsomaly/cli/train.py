@@ -1,8 +1,11 @@
 """`tipsomaly train` and `calibrate`: prompts and thresholds from a data set."""
 
+import inspect
 import sys
+from collections.abc import Callable
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -40,59 +43,49 @@ from tipsomaly.data.kinds import all_kinds, of_one_kind
 from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.errors import printable
 from tipsomaly.files import only_writer
-from tipsomaly.prompts.dapo import Dapo
-from tipsomaly.prompts.learned import Objective
+from tipsomaly.prompts.method import Option
 from tipsomaly.prompts.methods import METHODS
-from tipsomaly.prompts.sentences import ENSEMBLES
 
-OPTIONS_OF = {
-    "tipsomaly": {"objective", "tokens", "ensemble"},
-    "dapo": {"tokens", "rows", "image_tokens"},
-    "cops": {"pool", "alpha", "beta", "reconstruction_weight"},
-    "direct": set(),
-}
-"""The options of `train` that only some methods have."""
+
+def _published(part: str) -> str:
+    values = {name: f"{getattr(method.RECIPE, part):g}" for name, method in METHODS.items()}
+    distinct = set(values.values())
+    return ", ".join(f"{name} {value}" for name, value in values.items()) if len(distinct) > 1 else distinct.pop()
+
+
+def _with_options_of_methods(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options that only some methods have, by keyword."""
+    own: dict[str, list[tuple[str, Option]]] = {}
+    for name, method in METHODS.items():
+        for key, option in method.OPTIONS.items():
+            own.setdefault(key, []).append((name, option))
+    signature = inspect.signature(command)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for key, options in own.items():
+        help, (kind, _, low, high) = ". ".join(f"{name}: {option.help}" for name, option in options), options[0][1]
+        if isinstance(kind, tuple):
+            annotation: Any = Annotated[str | None, one_of(kind, help)]
+        else:
+            annotation = Annotated[kind | None, typer.Option(min=low, max=high, help=help)]
+        parameters.append(Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
 
 
 @app.command()
+@_with_options_of_methods
 def train(
     context: typer.Context,
     root: RootArgument,
     output: PromptsFileOption,
     model: ModelOption = "nano",
     method: Annotated[str, one_of(METHODS, "Whose prompts; each has its own published recipe.")] = "tipsomaly",
-    objective: Annotated[
-        Objective | None, one_of(get_args(Objective), "tipsomaly: loss; the paper's is local.")
+    epochs: Annotated[int | None, typer.Option(min=1, help=f"Default: {_published('epochs')}.")] = None,
+    seed: Annotated[int | None, typer.Option(help=f"Default: {_published('seed')}.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help=f"Pictures a step; default: {_published('batch_size')}.")
     ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(min=1, max=16, help="tipsomaly, dapo: learned vectors of a prompt; default: 8 and 5.")
-    ] = None,
-    ensemble: Annotated[
-        str | None, one_of((*ENSEMBLES, "paper"), "tipsomaly: sentences behind the vectors; default: industrial.")
-    ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, max=64, help="dapo: prompts of a state; default: 10.")] = None,
-    image_tokens: Annotated[
-        int | None,
-        typer.Option(min=0, max=64, help="dapo: tokens a block of the vision tower; the paper has 4; default: 0."),
-    ] = None,
-    pool: Annotated[
-        int | None, typer.Option(min=1, help="cops: patches a side that are averaged; default: 5, of few patches 3.")
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="cops: share of the distance to normal prototypes; default: 0.26."),
-    ] = None,
-    beta: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="cops: share of the global token in the image score; default: 0.9."),
-    ] = None,
-    reconstruction_weight: Annotated[
-        float | None, typer.Option(min=0, help="cops: rho; default: 0, as published for VisA; for MVTec AD 1.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Default: 2, dapo 5, cops 10.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Default: 111, dapo 42, cops 0.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help=f"Default: {_published('learning_rate')}.")] = None,
     readout: ReadoutOption = None,
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the features on disk, in float16, for the next run, too.")
@@ -103,6 +96,7 @@ def train(
     split: SplitOption = "test",
     device: DeviceOption = "auto",
     dtype: DTypeOption = "auto",
+    **own: Any,
 ) -> None:
     """Learn prompts on a data set with masks. Beside the prompts: the log, the loss curve and the state to go on from.
 
@@ -111,11 +105,9 @@ def train(
     """
     from tipsomaly.studies import training
 
-    given: dict[str, Any] = {"objective": objective, "tokens": tokens, "ensemble": ensemble}
-    given |= {"rows": rows, "image_tokens": image_tokens, "pool": pool, "alpha": alpha, "beta": beta}
-    given["reconstruction_weight"] = reconstruction_weight
-    given = {name: value for name, value in given.items() if value is not None}
-    if odd := given.keys() - OPTIONS_OF[method]:
+    kind = METHODS[method]
+    given = {name: value for name, value in own.items() if value is not None}
+    if odd := given.keys() - kind.OPTIONS.keys():
         fail(f"--{min(odd).replace('_', '-')} is no option of the method {method}", 2)
     samples, layout_name, _ = read_samples(root, layout, split, classes, "industrial")
     if not any(sample.mask for sample in samples):
@@ -123,11 +115,12 @@ def train(
     read_from: dict[str, Any] = {"readout": readout} if readout else {}
     pipe = load_pipeline(model, None, device, dtype, image_size, "industrial", "fixed", **read_from)
     context.with_resource(only_writer(output.parent, f".{output.stem[:80]}.lock"))
-    kind = METHODS[method]
     seed = kind.RECIPE.seed if seed is None else seed
+    batch_size = kind.RECIPE.batch_size if batch_size is None else batch_size
+    learning_rate = kind.RECIPE.learning_rate if learning_rate is None else learning_rate
     if kind.RECIPE.shuffle:
         samples = training.shuffled(samples, seed)
-    if kind is Dapo:
+    if kind.TELLS_KINDS:
         several, samples = len(samples), of_one_kind(samples)
         if several > len(samples):
             print(f"{several - len(samples)} pictures have several kinds of defects: left out", file=sys.stderr)

@@ -130,7 +130,7 @@ class PromptMethod(nn.Module):
         Raises ValueError or TypeError for what no such method is."""
         given: dict[str, Any] = {**tensors, **settings}
         known = {} if temperature is None else {"temperature": temperature}
-        return cls(**given, **known, metadata=metadata)
+        return cls(**given, **known, metadata=metadata).requires_grad_(False)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file holds: `parameters()` by name, less what only training needs."""
