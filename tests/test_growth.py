@@ -75,7 +75,7 @@ def test_a_detector_is_a_class(golden, drawn):
         plain.with_options(calibration=calibration)
     with pytest.raises(OptionError, match="a reference or a detector, not both"):
         pipe.with_options(reference=golden.images)
-    with pytest.raises(OptionError, match="by a detector of your own"):
+    with pytest.raises(OptionError, match="or with a detector, not with both"):
         pipe.stream(golden.images, together=True)
 
 

@@ -60,9 +60,9 @@ class Pipeline(Scorer):
             one that is too old for it), float32 elsewhere; "fastest" is the same, but bfloat16 also on a CPU that has
             it and is found to be faster with it.
         calibration: thresholds from `tipsomaly calibrate`, for `Result.is_anomalous`.
-        options: `reference`, `evidence` and `reference_options`, see `Pipeline`; `image_size` (default: the model
-            folder's), `domain`, `mode`, `kinds`, `readout`, `sigma`, `top`, `tile`, `overlap` and `keep_aspect`, see
-            `Settings`.
+        options: `reference`, `evidence`, `reference_options` and `detector`, see `Pipeline`; `image_size` (default: the
+            model folder's), `domain`, `mode`, `kinds`, `readout`, `sigma`, `top`, `tile`, `overlap` and `keep_aspect`,
+            see `Settings`.
 
         The folder of `tipsomaly export` gives an `Exported`, which has what a pipeline has for pictures; its options
         are those that it was exported with.
@@ -180,7 +180,8 @@ class Pipeline(Scorer):
         """
         check_batch_size(batch_size)
         if together and (self.reference or self._make_detector):
-            raise OptionError("pictures are compared with each other, with a reference or by a detector of your own")
+            other = "a reference" if self.reference else "a detector"
+            raise OptionError(f"pictures are compared with each other or with {other}, not with both")
         if errors not in ("raise", "yield"):
             raise OptionError(f"errors must be 'raise' or 'yield', not {errors!r}")
         return self._stream(images, *self.checked_class(class_name), batch_size, errors, maps, together)
