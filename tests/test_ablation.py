@@ -3,16 +3,20 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tipsomaly.data.layouts import read_dataset
+from tipsomaly.data.masks import load_mask
 from tipsomaly.detection.scoring import anomaly_probability
 from tipsomaly.errors import ModelError
 from tipsomaly.prompts.cops import Cops
 from tipsomaly.prompts.dapo import Dapo
+from tipsomaly.prompts.direct import Direct
 from tipsomaly.prompts.learned import LearnedPrompts
-from tipsomaly.studies import ablation, ablation_methods
+from tipsomaly.studies import ablation, ablation_methods, ablation_readouts
 from tipsomaly.studies.evaluation import Variant, evaluate, score_class
 from tipsomaly.studies.paper import published
 from tipsomaly.studies.training import Features, shuffled, train_prompts
@@ -215,3 +219,39 @@ def test_other_methods_train_all_they_compare(here, golden, drawn):
     done = here("ablate", drawn, "--method", "cops", "--model", golden.folder)
     assert done.returncode == 2
     assert "--train" in done.stderr
+
+
+# --- the readout -----------------------------------------------------------------------------------------------------
+
+
+def test_readouts_are_measured_as_by_themselves(pipe, drawn, monkeypatch):
+    monkeypatch.setattr(ablation_readouts, "WINDOW", 60)
+    felt = read_dataset(drawn, classes=["felt"])
+    rows = ablation_readouts.ablate_readouts(pipe, felt, felt, epochs=1, seed=3)["readout"].rows
+    names = ("fixed", "learned", "direct")
+    assert list(rows) == [
+        f"{r}, {look}, {p}" for r in ("tokens", "values") for p in names for look in ("one look", "windows")
+    ]
+    values = pipe.with_options(prompts=None, mode="fixed", readout="values")
+    assert rows["values, one look, fixed"] == pytest.approx(evaluate(values, felt).mean(), abs=1e-6)
+    start = Direct.start(pipe.tips.config, temperature=pipe.tips.config.temperature, seed=3)
+    [(prompts, _)] = train_prompts(pipe.tips, pipe.tokenizer, Features(values, felt), start, epochs=1)
+    direct = values.with_options(prompts=prompts, mode="decoupled", readout="values")
+    assert rows["values, one look, direct"] == pytest.approx(evaluate(direct, felt).mean(), abs=1e-6)
+    results = direct.with_options(tile=60, overlap=0.25)([sample.image for sample in felt], "felt")
+    assert all(result.tiles for result in results)
+    labels, scores = [sample.label for sample in felt], [result.score for result in results]
+    assert rows["values, windows, direct"]["image_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+    maps = [Image.fromarray(result.anomaly_map).resize((56, 56), Image.Resampling.BILINEAR) for result in results]
+    masks = [load_mask(sample, (56, 56)) for sample in felt]
+    pixels = roc_auc_score(np.concatenate(masks).ravel(), np.concatenate(maps).ravel())
+    assert rows["values, windows, direct"]["pixel_auroc"] == pytest.approx(pixels, abs=1e-3)
+
+
+def test_the_command_for_readouts_says_what_it_takes(here, drawn):
+    for options, said in (
+        ([], "--readouts trains all of its prompts: it needs --train"),
+        (["--train", drawn, "--method", "cops"], "--readouts goes without --method"),
+    ):
+        done = here("ablate", drawn, "--readouts", *options)
+        assert done.returncode == 2 and said in done.stderr

@@ -189,6 +189,9 @@ def ablate(
         Path | None, typer.Option("--train", metavar="ROOT", help="Another data set, to train prompts on.")
     ] = None,
     method: Annotated[str, one_of(METHODS, "Whose ablations.")] = "tipsomaly",
+    readouts: Annotated[
+        bool, typer.Option("--readouts", help="Instead: tokens or values, in windows or not, by which prompts.")
+    ] = False,
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     domain: DataDomainOption = None,
@@ -205,17 +208,21 @@ def ablate(
     dtype: DTypeOption = "auto",
 ) -> None:
     """The paper's tables 2a, 2c, 6 and 7 on a data set, in one pass; with --train also table 2b and figure 3. With
-    --method dapo or cops what that method's parts, sizes and constants are good for.
+    --method dapo or cops what that method's parts, sizes and constants are good for; with --readouts what patches are
+    best read from, in one look or in windows of 448 pixels, by fixed prompts and by ones that are trained for it.
 
     DIR gets ablation.md, ablation.json and a figure for each table.
     """
-    from tipsomaly.studies import ablation, ablation_methods
+    from tipsomaly.studies import ablation, ablation_methods, ablation_readouts
 
-    own = method == "tipsomaly"
-    if not own and method not in ablation_methods.ABLATIONS:
+    own = method == "tipsomaly" and not readouts
+    if method not in {"tipsomaly", *ablation_methods.ABLATIONS}:
         fail(f"there is no ablation of {method}: choose tipsomaly, {', '.join(ablation_methods.ABLATIONS)}", 2)
+    if readouts and method != "tipsomaly":
+        fail("--readouts goes without --method", 2)
     if not own and (prompts or not train_root):
-        fail(f"--method {method} trains all of its prompts: it needs --train and takes no --prompts", 2)
+        asked = "--readouts" if readouts else f"--method {method}"
+        fail(f"{asked} trains all of its prompts: it needs --train and takes no --prompts", 2)
     samples, _, domain = read_samples(root, layout, "test", classes, domain, class_names)
     mode: Mode | None = None if own else "fixed"
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma)
@@ -226,7 +233,8 @@ def ablate(
         print(
             f"warning: {twice} pictures are trained on and tested on, which flatters trained prompts", file=sys.stderr
         )
-    run = ablation.ablate if own else ablation_methods.ABLATIONS[method]
+    runs = {"tipsomaly": ablation_readouts.ablate_readouts if readouts else ablation.ablate}
+    run = (runs | ablation_methods.ABLATIONS)[method]
     studies = run(pipe, samples, train_samples, batch_size=batch_size, epochs=epochs, seed=seed, progress=True)
     ablation.save(studies, output)
     print("\n".join(study.markdown() for study in studies.values()), end="")
