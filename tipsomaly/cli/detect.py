@@ -1,7 +1,6 @@
 """`tipsomaly detect` and `compare`: pictures."""
 
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,10 +43,12 @@ from tipsomaly.cli.options import (
     split_kinds,
 )
 from tipsomaly.cli.outcomes import Outcomes
+from tipsomaly.cli.watch import THRESHOLDS, check_usage, watch
+from tipsomaly.cli.webhook import Webhook
 from tipsomaly.detection import visualization
 from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.exported import is_export
-from tipsomaly.detection.formats import FORMATS, Format, Stems
+from tipsomaly.detection.formats import FORMATS, Csv, Format, Stems
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.records import Records, open_records, run_settings
 from tipsomaly.detection.scoring import SIGMA, STRATEGIES
@@ -95,6 +96,12 @@ def detect(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a picture instead of a table.")
     ] = False,
+    watched: Annotated[
+        bool, typer.Option("--watch", help="Go on with pictures that come into the folders, until Ctrl-C.")
+    ] = False,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --watch: also send each result there, as JSON by POST.")
+    ] = None,
     engine: Annotated[
         str, one_of(("local", "auto", "ray"), "auto: the fastest here; ray: many GPUs or CPUs.")
     ] = "local",
@@ -110,6 +117,9 @@ def detect(
     error and does not stop the others. --format writes beside them what COCO's and YOLO's readers, Label Studio,
     spreadsheets (csv) or browsers (html: a report) take.
 
+    With --watch each picture that comes into the folders is scored once it is whole, until Ctrl-C; of one name there is
+    one result. --calibration FILE may be replaced meanwhile. What --webhook URL does not take is kept and sent later.
+
     With --engine ray, IMAGES may also be Parquet files, and IMAGES and DIR URIs of buckets; DIR gets files of scores
     alone, and the same command again scores what is not yet in them.
 
@@ -119,8 +129,8 @@ def detect(
     if engine == "ray":
         if is_export(model):
             fail("an export runs on this machine alone: leave out --engine ray", 2)
-        if compiled or as_json or overwrite or mutual:
-            fail("--compile, --json, --overwrite and --mutual are not for --engine ray", 2)
+        if compiled or as_json or overwrite or mutual or watched:
+            fail("--compile, --json, --overwrite, --mutual and --watch are not for --engine ray", 2)
         options: dict[str, Any] = {"prompts": prompts, "image_size": image_size, "domain": domain, "mode": mode}
         options |= {"kinds": split_kinds(kinds), "readout": readout, "top": top}
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype}
@@ -133,7 +143,11 @@ def detect(
         return
     folder = folder_path(output) if output else None
     chosen = choose_formats(formats, folder)
-    sources = find_pictures(images)
+    if webhook is not None and not watched:
+        fail("--webhook goes with --watch", 2)
+    if watched and mutual:
+        fail("--mutual compares pictures that are all there: leave out --watch", 2)
+    sources = check_usage(images, folder, chosen, webhook) if watched else find_pictures(images)
     more: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
     more |= {"readout": readout, "top": top}
     more |= reference_options(reference, evidence)
@@ -149,11 +163,20 @@ def detect(
         records: Records | None = None
         targets: list[Format] = []
         if folder:
-            records = stack.enter_context(open_records(folder, settings, overwrite))
-            targets = [stack.enter_context(FORMATS[name](folder)) for name in chosen]
-        how = {"compiled": compiled, "as_json": as_json, "mutual": mutual}
-        failed = _score(pipe, sources, class_name, batch_size, records, targets, **how)
-    if failed:
+            free = (THRESHOLDS,) if watched else ()
+            records = stack.enter_context(open_records(folder, settings, overwrite, free))
+            known = records.images if watched else ()
+            targets = [stack.enter_context(Csv(folder, known) if known else FORMATS[name](folder)) for name in chosen]
+        drift = Drift(found) if (found := pipe.references(class_name)) else None
+        outcomes = Outcomes(records, targets, drift, as_json)
+        if watched and records:
+            if compiled:
+                _compile(pipe, batch_size)
+            if webhook:
+                stack.enter_context(Webhook(webhook, records.folder))
+            watch(pipe, sources, class_name, batch_size, outcomes, records, calibration)
+        _score(pipe, sources, class_name, batch_size, outcomes, compiled=compiled, mutual=mutual)
+    if failed := outcomes.failed:
         print(f"{failed} of {len(sources)} pictures failed", file=sys.stderr)
         raise typer.Exit(1)
 
@@ -163,30 +186,29 @@ def _score(
     sources: list[Path],
     class_name: str,
     batch_size: int,
-    records: Records | None,
-    targets: Sequence[Format],
+    outcomes: Outcomes,
     *,
     compiled: bool,
-    as_json: bool,
     mutual: bool,
-) -> int:
-    """Score the pictures that have no result in `records` yet, or for `targets` all, and say so; returns how many
-    failed."""
+) -> None:
+    """Score the pictures that have no result in the records yet, or for formats all, and say so."""
+    records = outcomes.records
     sources = [source for source in sources if not (records and records.made(source))]
     if records and (before := sum(map(records.has, sources))):
         print(f"{before} of {len(sources)} pictures have results in {printable(records.folder)}", file=sys.stderr)
-        if not targets and not mutual:  # they are told of every picture; all score each other
+        if not outcomes.targets and not mutual:  # they are told of every picture; all score each other
             sources = [source for source in sources if not records.has(source)]
     if compiled and sources:
-        print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
-    drift = Drift(found) if (found := pipe.references(class_name)) else None
-    outcomes = Outcomes(records, targets, drift, as_json)
+        _compile(pipe, batch_size)
     stream = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield", together=mutual)
     for source, outcome in tqdm(zip(sources, stream, strict=True), total=len(sources), unit="picture", disable=None):
         outcomes.take(source, outcome)
-    if drift and (drifted := drift.note()):
+    if outcomes.drift and (drifted := outcomes.drift.note()):
         print(f"drift: {drifted}", file=sys.stderr)
-    return outcomes.failed
+
+
+def _compile(pipe: Pipeline, batch_size: int) -> None:
+    print(f"compiled in {pipe.compile(batch_size):.1f} s", file=sys.stderr)
 
 
 @app.command()

@@ -6,14 +6,15 @@ the upright picture: readers must apply EXIF orientation, as browsers and OpenCV
 """
 
 import csv
+import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TextIO
 
 import numpy as np
 
@@ -207,14 +208,17 @@ class Csv(_Closing):
     PICTURES += ["width", "height", "note", "error"]
     REGIONS: ClassVar = ["image", "kind", "left", "top", "right", "bottom", "area", "peak"]
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, known: Container[str] = ()) -> None:
+        """Of tables that are there the rows of the pictures in `known` stay."""
         super().__init__(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.files = [(folder / f"{n}.csv").open("w", encoding="utf-8", newline="") for n in ("pictures", "regions")]
+        self.files: list[TextIO] = []
+        for name, header in (("pictures", self.PICTURES), ("regions", self.REGIONS)):
+            path, table = folder / f"{name}.csv", io.StringIO()
+            csv.writer(table, lineterminator="\n").writerows([header, *_rows(path, header, known)])
+            write_atomically(path, table.getvalue())
+            self.files.append(path.open("a", encoding="utf-8", newline=""))
         self.pictures = csv.DictWriter(self.files[0], self.PICTURES, restval="", lineterminator="\n")
         self.regions = csv.writer(self.files[1], lineterminator="\n")
-        self.pictures.writeheader()
-        self.regions.writerow(self.REGIONS)
 
     def add(self, image: str, result: Result, stem: str) -> None:
         regions = [region for region, _ in found(result)]
@@ -222,6 +226,8 @@ class Csv(_Closing):
         record |= {"image": image, "class_name": result.class_name, "regions": len(regions)}
         self.pictures.writerow(record)
         self.regions.writerows([image, name(region), *region.box, region.area, region.peak] for region in regions)
+        for file in self.files:
+            file.flush()
 
     def fail(self, image: str, error: str) -> None:
         self.pictures.writerow({"image": image, "error": error})
@@ -229,6 +235,16 @@ class Csv(_Closing):
     def close(self) -> None:
         for file in self.files:
             file.close()
+
+
+def _rows(path: Path, header: list[str], known: Container[str]) -> list[list[str]]:
+    """The rows of a table of ours, if it is one, of the pictures in `known`; half a row is none."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except (FileNotFoundError, UnicodeDecodeError, csv.Error):
+        return []
+    return [row for row in rows[1:] if len(row) == len(header) and row[0] in known] if rows[:1] == [header] else []
 
 
 FORMATS: Mapping[str, Callable[[Path], Format]] = {

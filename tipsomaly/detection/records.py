@@ -3,7 +3,7 @@ with what they depend on. What is in it is done; another run with the same setti
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,9 +26,11 @@ def run_settings(pipe: Pipeline, class_name: str) -> dict[str, Any]:
     return settings
 
 
-def check_settings(folder: str | Path, content: bytes, settings: Mapping[str, Any], remedy: str) -> None:
-    """Raise OptionError, naming the difference, if the results in a folder were made with other settings than these.
-    `content` is the file there that says with which: JSON."""
+def check_settings(
+    folder: str | Path, content: bytes, settings: Mapping[str, Any], remedy: str, free: Collection[str] = ()
+) -> None:
+    """Raise OptionError, naming the difference, if the results in a folder were made with other settings than these,
+    but for those that are `free` to differ. `content` is the file there that says with which: JSON."""
     ours = json.loads(to_json(settings))
     try:
         theirs = json.loads(content)
@@ -36,7 +38,7 @@ def check_settings(folder: str | Path, content: bytes, settings: Mapping[str, An
             raise ValueError
     except (ValueError, RecursionError):
         raise OptionError(f"{folder}: no file says how the results there were made; {remedy}") from None
-    for name in sorted(ours.keys() | theirs.keys()):
+    for name in sorted((ours.keys() | theirs.keys()) - set(free)):
         if theirs.get(name) != ours.get(name):
             made = f"made with {name} {short(theirs.get(name))!r}, not {short(ours.get(name))!r}"
             raise OptionError(f"{folder}: the results there were {made}; {remedy}")
@@ -47,11 +49,12 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
     Raises OSError if the file cannot be read."""
     with Path(path).open("rb") as file:
         for line in file:
-            if record := _parse(line):
+            if record := parse_record(line):
                 yield record
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """What a line of results.jsonl holds; None for one that is no whole record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -60,14 +63,24 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if whole else None
 
 
+def _stem(record: Mapping[str, Any]) -> str:
+    """What the names of a picture's files begin with."""
+    return str(record.get("map", "")).removesuffix("_map.npy")
+
+
 class Records:
     """The results in a folder, to be continued; see `open_records`."""
 
-    def __init__(self, folder: Path, file: IO[bytes], done: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, file: IO[bytes], done: dict[str, str]) -> None:
         """`done` has the file-name stem of each picture that has a line in `file`."""
         self.folder, self._file, self._done = folder, file, done
         self._stems = Stems(done.values())
         self._overlays = {f"{stem}_overlay.png" for stem in done.values()}
+
+    @property
+    def images(self) -> Collection[str]:
+        """The names of the pictures that have results, as the records spell them."""
+        return self._done.keys()
 
     def has(self, source: Path) -> bool:
         """Whether there is a result of this picture."""
@@ -100,12 +113,21 @@ class Records:
             self._file.truncate(start)
             error.filename = str(self.folder / RESULTS)
             raise
+        if "error" not in record:
+            self._done[file_name(source)] = _stem(record)
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Say what the results depend on from now on."""
+        write_atomically(self.folder / SETTINGS, to_json(settings, indent=2) + "\n")
 
 
 @contextmanager
-def open_records(folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> Iterator[Records]:
+def open_records(
+    folder: Path, settings: Mapping[str, Any], overwrite: bool = False, free: Collection[str] = ()
+) -> Iterator[Records]:
     """A folder of results, made if need be, for this process alone. Lines with errors, and those that are not whole,
-    are taken out: their pictures are scored again. With `overwrite` it begins with no results.
+    are taken out: their pictures are scored again. With `overwrite` it begins with no results. The settings of results
+    that are there must be these, but for those that are `free` to differ.
 
     Raises OptionError where there are results of other settings, FetchError while another process writes there, OSError
     where nothing can be written.
@@ -116,15 +138,16 @@ def open_records(folder: Path, settings: Mapping[str, Any], overwrite: bool = Fa
         kept: list[bytes] = []
         done: dict[str, str] = {}
         for line in old:
-            record = _parse(line)
+            record = parse_record(line)
             if record and "error" not in record and record["image"] not in done:
                 kept.append(line)
-                done[record["image"]] = str(record.get("map", "")).removesuffix("_map.npy")
+                done[record["image"]] = _stem(record)
         if kept:
             content = (folder / SETTINGS).read_bytes() if (folder / SETTINGS).is_file() else b""
-            check_settings(folder, content, settings, "choose another folder, or begin anew with --overwrite")
-        write_atomically(folder / SETTINGS, to_json(settings, indent=2) + "\n")
+            check_settings(folder, content, settings, "choose another folder, or begin anew with --overwrite", free)
         if len(kept) < len(old) or not old:
             write_atomically(path, b"".join(kept))
         with path.open("ab", buffering=0) as file:
-            yield Records(folder, file, done)
+            records = Records(folder, file, done)
+            records.write_settings(settings)
+            yield records
