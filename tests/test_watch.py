@@ -31,12 +31,13 @@ def server():
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status = here.answers.pop(0) if here.answers else 204
+            if status == 204:
+                here.taken.append((json.loads(body), dict(self.headers)))
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", "/elsewhere")
             self.end_headers()
             if status == 204:
-                here.taken.append((json.loads(body), dict(self.headers)))
                 here.news.release()
 
         def log_message(self, *_):
@@ -88,7 +89,6 @@ def test_pictures_are_scored_once_they_are_whole_and_never_twice(watched, pictur
     (folder / "half.png").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.txt").write_text("no picture")
     shutil.copy(picture, folder / "early.png")
-    server.answers = [503]
     steps = [
         nothing,  # in the second poll early.png is whole, and half.png cannot be used yet
         lambda: (folder / "half.png").write_bytes(whole),

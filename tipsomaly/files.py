@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,9 +129,13 @@ def _start(path: Path) -> str:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _ASKING:  # two threads at once would leave it at 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
+
+
+_ASKING = threading.Lock()
 
 
 def digest(content: object) -> str:
