@@ -85,6 +85,13 @@ def here(capsys, monkeypatch):
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder to run examples in, which write beside the repository's examples."""
+    (tmp_path / "examples").symlink_to(Path(__file__).parents[1] / "examples")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory):
     """The golden case as a converted model folder, its pipeline, its pictures and the expected numbers."""

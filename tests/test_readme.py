@@ -16,12 +16,6 @@ PYTHON = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(r"^tipsomaly .*$", "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)), re.MULTILINE)
 
 
-@pytest.fixture
-def workplace(tmp_path):
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    return tmp_path
-
-
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_examples_run(workplace, code):
     done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=300)

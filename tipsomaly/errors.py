@@ -8,22 +8,48 @@ from pathlib import Path
 class TipsomalyError(ValueError):
     """Whatever a user can mend. What people have to catch is this or one of its kinds.
 
-    The message is one line that any terminal may print, whatever the names and files that it quotes hold."""
+    The message is one line that any terminal may print, whatever the names and files that it quotes hold.
+
+    >>> from tipsomaly import Pipeline, TipsomalyError
+    >>> try:
+    ...     Pipeline.from_pretrained(image_size=100)
+    ... except TipsomalyError as error:
+    ...     print(error)
+    the image size must be a multiple of 14, not 100: try 98
+    """
 
     def __init__(self, message: object) -> None:
         super().__init__(printable(str(message)))
 
 
 class ImageError(TipsomalyError):
-    """A picture cannot be used; the message names it and says why."""
+    """A picture cannot be used; the message names it and says why.
+
+    >>> from tipsomaly import Pipeline
+    >>> Pipeline.from_pretrained()("nowhere.jpg")
+    Traceback (most recent call last):
+    tipsomaly.errors.ImageError: nowhere.jpg: no such file
+    """
 
 
 class ModelError(TipsomalyError):
-    """A model, a prompt set or a calibration cannot be found, fetched, read or used; the message says which and why."""
+    """A model, a prompt set or a calibration cannot be found, fetched, read or used; the message says which and why.
+
+    >>> from tipsomaly import Calibration
+    >>> Calibration.load("nowhere.json")
+    Traceback (most recent call last):
+    tipsomaly.errors.ModelError: nowhere.json: No such file
+    """
 
 
 class OptionError(ModelError):
-    """An option has a value that it cannot have, or two do not go together."""
+    """An option has a value that it cannot have, or two do not go together.
+
+    >>> from tipsomaly import Pipeline
+    >>> Pipeline.from_pretrained(sigma=-1)
+    Traceback (most recent call last):
+    tipsomaly.errors.OptionError: sigma must be a number of pixels from 0 to below 1000, not -1
+    """
 
 
 class FetchError(ModelError):
@@ -31,7 +57,13 @@ class FetchError(ModelError):
 
 
 class DatasetError(TipsomalyError):
-    """A data set cannot be used; the message names the file and says why."""
+    """A data set cannot be used; the message names the file and says why.
+
+    >>> from tipsomaly.data.layouts import read_dataset
+    >>> read_dataset("nowhere")
+    Traceback (most recent call last):
+    tipsomaly.errors.DatasetError: nowhere: no such folder
+    """
 
 
 class TrainingError(TipsomalyError):
@@ -55,7 +87,11 @@ def explained(what: str | Path, kind: type[TipsomalyError] = ModelError) -> Iter
 
 def one_line(error: object, limit: int = 200) -> str:
     """A library's message for one line of ours: its first line, of at most `limit` characters, without anything that a
-    terminal would take for a command."""
+    terminal would take for a command.
+
+    >>> one_line("cannot open it.\\nTry again")
+    'cannot open it'
+    """
     lines = str(error).strip().splitlines()
     text = printable(" ".join(lines[0].split()))[:limit].rstrip(".") if lines else ""
     return text or type(error).__name__

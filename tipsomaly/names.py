@@ -8,7 +8,11 @@ MAX_KINDS, MAX_KIND = 256, 100
 
 
 def clean_class_name(name: str) -> str:
-    """`metal_nut` and `metal-nut` are the words "metal nut"."""
+    """The words of a class name.
+
+    >>> clean_class_name("metal_nut"), clean_class_name("metal-nut")
+    ('metal nut', 'metal nut')
+    """
     words = _words(name)
     if not words:
         raise OptionError("the class name is empty: say what is on the picture, or use 'object'")
@@ -16,7 +20,11 @@ def clean_class_name(name: str) -> str:
 
 
 def clean_kind(name: str) -> str:
-    """The words of a kind of defect: `Faulty_imprint` is "faulty imprint", and what has no words "anomaly"."""
+    """The words of a kind of defect; of what has none, "anomaly".
+
+    >>> clean_kind("Faulty_imprint"), clean_kind("_")
+    ('faulty imprint', 'anomaly')
+    """
     return _words(name).lower()[:MAX_KIND].strip() or "anomaly"
 
 

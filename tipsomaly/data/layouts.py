@@ -46,6 +46,13 @@ def read_dataset(
     classes: only these, by the names that they have in the data set; all if none is given.
 
     Raises DatasetError, in one line, for what is missing, empty or contradictory: before anything is scored.
+
+    >>> from PIL import Image
+    >>> for folder in (Path("tiles/good"), Path("tiles/crack")):
+    ...     folder.mkdir(parents=True)
+    ...     Image.new("RGB", (28, 28)).save(folder / "000.png")
+    >>> [(sample.defect, sample.label) for sample in read_dataset("tiles")]
+    [('crack', 1), ('good', 0)]
     """
     try:
         name, folder = find_layout(root, layout)

@@ -15,7 +15,14 @@ from tipsomaly.files import expand, to_json, write_atomically
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds for one class under one pipeline's settings."""
+    """Thresholds for one class under one pipeline's settings.
+
+    >>> from tipsomaly import Calibration
+    >>> known = Calibration(1.25, 0.5, "tile", target_fpr=0.01, pictures=99, settings={})
+    >>> expected, most = known.false_alarms
+    >>> f"{expected:.2%}, {most:.2%}"
+    '1.00%, 2.98%'
+    """
 
     image_threshold: float
     """A picture is anomalous if its score is at least this."""

@@ -32,9 +32,13 @@ from tipsomaly.prompts.strategy import MODES
 class Pipeline(Scorer):
     """Zero-shot anomaly detection on single pictures. Safe to call from several threads at once.
 
+    >>> from tipsomaly import Pipeline
     >>> pipe = Pipeline.from_pretrained()
-    >>> result = pipe("board.png", class_name="pcb")  # doctest: +SKIP
-    >>> result.score, result.anomaly_map  # doctest: +SKIP
+    >>> result = pipe("examples/pictures/concrete-defect.jpg", class_name="concrete")
+    >>> result.anomaly_map.shape
+    (640, 640)
+    >>> result.score > pipe("examples/pictures/concrete-good.jpg", class_name="concrete").score
+    True
     """
 
     @classmethod
@@ -82,7 +86,11 @@ class Pipeline(Scorer):
     def with_options(self, **options: Any) -> "Pipeline":
         """A pipeline with other options (those of the constructor) on the same weights and prototype cache; this one
         stays as it is. It is not calibrated, unless a calibration is among the options, and has no references that were
-        made, unless they are; normal pictures stay."""
+        made, unless they are; normal pictures stay.
+
+        >>> Pipeline.from_pretrained().with_options(mode="fixed", image_size=224).image_size
+        (224, 224)
+        """
         prompts, calibration = options.pop("prompts", self.prompts), options.pop("calibration", None)
         if prompts is not self.prompts:
             own = self.prompts is not None and self.mode == self.prompts.MODE  # then it is the other's own as well
@@ -177,6 +185,12 @@ class Pipeline(Scorer):
         With `together` the pictures, unlabelled ones of one product, also score each other (see `detection.mutual`).
         They are encoded before the first result, and again for it; at most MAX_NORMALS of them, evenly spread, are what
         all are compared with. A note says so, and whether they are too varied.
+
+        >>> pictures = ["examples/pictures/tile-good.jpg", "nowhere.jpg"]
+        >>> for result in Pipeline.from_pretrained().stream(pictures, "tile", errors="yield"):
+        ...     print(result.width if isinstance(result, Result) else result)
+        640
+        nowhere.jpg: no such file
         """
         check_batch_size(batch_size)
         if together and (self.reference or self._make_detector):
@@ -215,7 +229,12 @@ class Pipeline(Scorer):
         """The decoupled-prompt ablation (table 2a) on one picture, encoded once: the result under each of the modes
         "fixed", "learned" and "decoupled", under "own", fixed prompts of your own, when they are given, under
         each other method that the model's folder has prompts of, "dapo" and "cops", and with a reference under
-        "memory", of the normal pictures alone, and "both"."""
+        "memory", of the normal pictures alone, and "both".
+
+        >>> results = Pipeline.from_pretrained().compare("examples/pictures/zipper-1.jpg", "zipper")
+        >>> results["decoupled"].global_score == results["fixed"].global_score != results["learned"].global_score
+        True
+        """
         prompts = self.prompts
         if prompts is None and self._folder:
             prompts = default_prompts(self._folder, self.options.domain)

@@ -30,7 +30,11 @@ UNLIKE = 1.5
 
 @dataclass(frozen=True)
 class ReferenceOptions:
-    """How normal pictures are remembered and what a verdict promises. Raises OptionError for what cannot be used."""
+    """How normal pictures are remembered and what a verdict promises. Raises OptionError for what cannot be used.
+
+    >>> ReferenceOptions().of_tower(depth=12).layers
+    (-5, -1)
+    """
 
     kind: str = "neighbours"
     """Of the memory: the distance to the nearest of the tokens, or to the subspace that they lie in."""
@@ -77,7 +81,15 @@ class ReferenceOptions:
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """What a few normal pictures of a class say, for a pipeline of the same settings."""
+    """What a few normal pictures of a class say, for a pipeline of the same settings.
+
+    >>> from tipsomaly import Pipeline
+    >>> found = Pipeline.from_pretrained().make_references(["examples/pictures/tile-good.jpg"], "tile")
+    >>> found.pictures, found.use
+    (1, 'both')
+    >>> found.p_value(2.5)  # no normal picture has such a score: 1 / (n + 1)
+    0.5
+    """
 
     memory: Memory
     scales: Scales

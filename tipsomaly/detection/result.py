@@ -25,7 +25,13 @@ def joined(*notes: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Region:
-    """A connected region of a map above a threshold (8-connected)."""
+    """A connected region of a map above a threshold (8-connected).
+
+    >>> from tipsomaly import Region
+    >>> left, top, right, bottom = Region(box=(10, 20, 14, 23), area=9, peak=0.75).box
+    >>> right - left, bottom - top
+    (4, 3)
+    """
 
     box: tuple[int, int, int, int]
     """left, top, right, bottom in pixels; right and bottom are outside."""
@@ -41,7 +47,19 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Scores and maps of one picture. Maps are made when asked for, from the small patch map."""
+    """Scores and maps of one picture. Maps are made when asked for, from the small patch map.
+
+    >>> import numpy as np
+    >>> from tipsomaly import Result
+    >>> patches = np.float32([[0, 0, 0], [0, 0, 0.75]])
+    >>> result = Result(0.5, 0.25, patches, 6, 4, (28, 42), "tile", "decoupled", sigma=0)
+    >>> result.score  # p_a(g_s) + the largest patch probability
+    1.0
+    >>> result.anomaly_map.shape
+    (4, 6)
+    >>> result.regions(0.5)
+    [Region(box=(4, 2, 6, 4), area=3, peak=0.75, kind=None, kind_probability=None)]
+    """
 
     object_score: float
     """p_a(g_o): equation 1 for the object token; strategies S1, S3 and S4 of table 2c."""

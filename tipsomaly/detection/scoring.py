@@ -40,6 +40,10 @@ def anomaly_probability(tokens: Tensor, prototypes: Tensor, temperature: float, 
 
     tokens (B, ..., D), of any length; prototypes (1 + K, D), or (B, 1 + K, D) for each picture its own, unit vectors,
     the normal one first -> (B, ...) float32 in [0, 1], the sum over the K abnormal ones. `bias`: see `probabilities`.
+
+    >>> tokens, prototypes = torch.tensor([[3.0, 0.0], [2.0, 2.0], [0.0, 1.0]]), torch.eye(2)
+    >>> anomaly_probability(tokens, prototypes, temperature=1.0)  # the last is 1 / (1 + 1 / e)
+    tensor([0.2689, 0.5000, 0.7311])
     """
     return probabilities(tokens, prototypes, temperature, bias)[..., 1:].sum(-1).clamp(max=1)
 
@@ -69,6 +73,9 @@ def image_scores(object_score: float, spatial_score: float, local_score: float) 
 
     In the paper S2 is better than S5 on MVTec AD and worse on VisA and on the average of its data sets: see
     `studies/paper.json`.
+
+    >>> image_scores(0.25, 0.5, 0.75)
+    {'S1': 0.25, 'S2': 0.5, 'S3': 0.5, 'S4': 0.375, 'S5': 1.25}
     """
     return {
         "S1": object_score,
@@ -121,6 +128,9 @@ def anomaly_map(
     As in the paper the map is upsampled bilinearly to the model's `input_size` and smoothed there by a Gaussian of
     `sigma` pixels; then it is resized bilinearly to `size`. Each step is linear and separable, so all of them together
     are one matrix for the rows and one for the columns.
+
+    >>> anomaly_map(np.float32([[0, 1]]), input_size=(14, 28), size=(1, 4), sigma=0)
+    array([[0.  , 0.25, 0.75, 1.  ]], dtype=float32)
     """
     if isinstance(patch_map, np.ndarray):
         return anomaly_map(torch.from_numpy(patch_map), input_size, size, sigma).numpy()

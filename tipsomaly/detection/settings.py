@@ -24,7 +24,12 @@ VERSION = 2
 @dataclass(frozen=True)
 class Settings:
     """The options of a pipeline, besides its weights and prompts. Raises OptionError, in one line, for one that cannot
-    be used. A new option is a field here, with its check, and an option of the command."""
+    be used. A new option is a field here, with its check, and an option of the command.
+
+    >>> settings = Settings(448, domain="medical")
+    >>> settings.size, settings.but(mode="fixed").mode
+    ((448, 448), 'fixed')
+    """
 
     image_size: int | tuple[int, int]
     """Side, or (height, width), in pixels that pictures are resized to before the vision tower; a pair once it is here.

@@ -18,7 +18,11 @@ SMALLEST = 56
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture is cut: tiles of one size, evenly spread, the first at one border and the last at the other."""
+    """How a picture is cut: tiles of one size, evenly spread, the first at one border and the last at the other.
+
+    >>> Tiling(tile=100, overlap=0.25).spans(250)
+    [(0, 100), (75, 175), (150, 250)]
+    """
 
     tile: int
     """Side of a tile in pixels of the picture, at least 56; a shorter side of a picture is not cut."""

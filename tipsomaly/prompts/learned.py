@@ -24,6 +24,15 @@ class LearnedPrompts(PromptMethod):
     [Ta, "damaged"], [Ta, "object"]}, here "paper"; the released code uses every sentence of a fixed ensemble for the
     word "object", here the name of that ensemble. `metadata` says where the vectors come from. `objective` is the loss
     of a training (table 2b); the paper's choice is the local one alone.
+
+    >>> import torch
+    >>> from tipsomaly import LearnedPrompts
+    >>> prompts = LearnedPrompts(torch.zeros(8, 384), torch.ones(8, 384), "paper")
+    >>> prompts.sentences()
+    (['object'], ['damaged', 'object'])
+    >>> prompts.save("prompts.safetensors")
+    >>> LearnedPrompts.load("prompts.safetensors").abnormal.shape
+    torch.Size([8, 384])
     """
 
     NAME: ClassVar[str] = "tipsomaly"

@@ -14,7 +14,13 @@ from tipsomaly.names import clean_class_name
 @dataclass(frozen=True)
 class PromptEnsemble:
     """Every state of the class in every template. Each string holds one `{}`: for the class name in a state, for the
-    state in a template. Pass one of your own wherever a domain is asked for."""
+    state in a template. Pass one of your own wherever a domain is asked for.
+
+    >>> from tipsomaly import PromptEnsemble
+    >>> own = PromptEnsemble(normal=["clean {}"], abnormal=["dirty {}", "{} with rust"], templates=["a photo of a {}."])
+    >>> own.sentences("metal_nut")
+    (['a photo of a clean metal nut.'], ['a photo of a dirty metal nut.', 'a photo of a metal nut with rust.'])
+    """
 
     normal: tuple[str, ...]
     abnormal: tuple[str, ...]

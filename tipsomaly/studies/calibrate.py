@@ -26,6 +26,11 @@ def calibrate(
 
     The one for pictures is exact; the one for pixels is above that by at most 2^-14 of itself, since pixels are only
     counted, in bins of 512 float32 numbers. With fewer than 1 / target_fpr pictures no picture may reach the threshold.
+
+    >>> calibrate(Pipeline.from_pretrained(), ["examples/pictures/concrete-good.jpg"], "concrete").save("concrete.json")
+    >>> pipe = Pipeline.from_pretrained(calibration="concrete.json")
+    >>> pipe("examples/pictures/concrete-defect.jpg", "concrete").is_anomalous
+    True
     """
     results = pipeline.stream(images, class_name, batch_size=batch_size)
     shown = tqdm(results, total=len(images), unit="picture", disable=None if progress else True)
