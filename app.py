@@ -26,8 +26,22 @@ EXAMPLES = Path(__file__).parent / "examples"
 TITLE = "Tipsomaly"
 DESCRIPTION = "Is the thing on this picture defective, and where? Zero-shot: the model has never seen the product."
 BUTTONS: list[Any] = ["download", "fullscreen"]
-# nothing is fetched
-FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not fetched
+# gradio's Soft, with every text at WCAG's contrast of 4.5 to 1
+THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS).set(
+    block_label_text_color="*primary_700",
+    block_title_text_color="*primary_700",
+    body_text_color_subdued="*neutral_600",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    checkbox_label_background_fill_selected="*primary_600",
+    color_accent="*primary_600",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    link_text_color_dark="*secondary_300",
+    link_text_color_visited="*secondary_700",
+    link_text_color_visited_dark="*secondary_300",
+)
 FILES_KEPT = 3600  # seconds
 
 
@@ -49,6 +63,7 @@ def build(space: Space) -> gr.Blocks:
                     sources=["upload", "clipboard", "webcam"],
                     height=280,
                     elem_id="picture",
+                    alt_text="The picture that is inspected",
                 )
                 class_name = gr.Dropdown(
                     list(CLASSES),
@@ -81,7 +96,7 @@ def build(space: Space) -> gr.Blocks:
                     verdicts = VerdictPanel(space, demo.examples, explained)
                     spoken = gr.HTML()
                     with gr.Accordion("As data", open=False):
-                        data = gr.JSON(label="Scores")
+                        data = gr.JSON(label="Scores", elem_id="data")
                 with gr.Tab("Localization") as tab_l:
                     slider = gr.ImageSlider(label="Picture | anomaly map", max_height=420, **picture)
                     scale = gr.HTML(comparison.legend())
@@ -89,8 +104,18 @@ def build(space: Space) -> gr.Blocks:
                         threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the map", elem_id="threshold")
                         rescaled = gr.Checkbox(label="Stretch the colours to this picture")
                     with gr.Row():
-                        outlined = gr.Image(label="Regions above the threshold", buttons=BUTTONS, **picture)
-                        mask_view = gr.Image(label="Mask", buttons=BUTTONS, **picture)
+                        outlined = gr.Image(
+                            label="Regions above the threshold",
+                            alt_text="The picture with the regions of the table outlined",
+                            buttons=BUTTONS,
+                            **picture,
+                        )
+                        mask_view = gr.Image(
+                            label="Mask",
+                            alt_text="The regions of the table in white on black",
+                            buttons=BUTTONS,
+                            **picture,
+                        )
                     regions = gr.Dataframe(
                         headers=["left", "top", "right", "bottom", "area (px)", "peak"],
                         label="Regions, strongest first, in pixels of the picture",
@@ -122,6 +147,8 @@ def build(space: Space) -> gr.Blocks:
                     gr.Image(
                         str(EXAMPLES / "method.png"),
                         label="From picture to score",
+                        alt_text="A picture and a sentence pass through TIPS; what they give is compared to a score "
+                        "and a map, as the five sentences above say",
                         interactive=False,
                         buttons=[],
                     )
@@ -142,7 +169,7 @@ def build(space: Space) -> gr.Blocks:
             demo.own_class, [inspection, class_name, domain], picked[1:], show_progress="hidden", **private
         )
         inspected = [inspection, card, overlay, data, spoken, threshold, *drawn]
-        app.load(lambda: demo.opening, None, [*picked, *inspected], show_progress="hidden", **private)
+        app.load(demo.opening, None, [*picked, *inspected], show_progress="hidden", **private)
 
         def judge(event: Callable[..., Any]) -> Any:
             return event(
@@ -217,7 +244,7 @@ def launch(
         server_port=port,
         max_file_size=uploads.MAX_FILE,
         state_session_capacity=500,
-        theme=gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS),
+        theme=THEME,
         css=CSS + comparison.CSS + verdict.CSS,
         app_kwargs={"routes": routes.all(), "middleware": middleware},
         mcp_server=mcp or None,  # None: as GRADIO_MCP_SERVER says

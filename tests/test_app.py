@@ -65,14 +65,15 @@ def test_an_inspection_shows_score_parts_and_sentences(demo, result):
     assert "of 10 good pictures of other products" in card  # it is an example
     assert {key: data[key] for key in record(result)} == record(result)
     assert f"peaks at {result.anomaly_map.max():.2f}" in card
-    assert overlay.size == (448, 448)
+    assert overlay["value"].size == (448, 448)
+    assert f"peaks at {result.anomaly_map.max():.2f}" in overlay["alt_text"]
     assert next(iter(inspection.abnormal)) in sentences
     assert threshold == round(inspection.result.pixel_threshold, 2)
     assert inspection.result.pixel_threshold == inspection.calibration.pixel_threshold
 
 
 def test_a_visitor_finds_an_example_and_hears_whether_its_verdict_is_right(demo):
-    picture, class_name, domain, *results = demo.opening
+    picture, class_name, domain, *results = demo.opening()
     expected = Pipeline.from_pretrained(domain=domain)(picture, class_name)
     assert results[0].result.score == expected.score
     verdict = "right" if results[0].result.is_anomalous else "wrong"  # it is a defective one

@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT))
 import app  # noqa: E402
 
 PICTURE = ROOT / "examples" / "pictures" / "zipper-1.jpg"
+TABS = ("Detection", "Localization", "Prompt comparison", "Batch", "About")
+FOLDS = "details:not([open]) > summary, button.label-wrap:not(.open)"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
 
 
@@ -172,9 +174,29 @@ def test_about_shows_the_method(page):
 
 def test_nothing_is_wider_than_the_page(page):
     upload(page)
-    for name in ("Detection", "Localization", "Prompt comparison", "Batch", "About"):
+    for name in TABS:
         page.get_by_role("tab", name=name).click()
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
+def test_nothing_of_ours_shuts_a_visitor_out(browser, url, scheme, width):
+    """WCAG 2.1 A and AA, as far as axe can tell, with everything unfolded."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page.goto(f"{url}?__theme={scheme}")
+    page.locator("#score-card").wait_for()
+    page.get_by_alt_text("Anomaly map of the concrete").wait_for()  # it says the result
+    for name in TABS:
+        page.get_by_role("tab", name=name).click()
+        page.evaluate(f"document.querySelectorAll('{FOLDS}').forEach(fold => fold.click())")
+        if name == "Prompt comparison":
+            page.locator("#comparison img").first.wait_for()
+        context = {"include": "body" if name == TABS[0] else "[role=tabpanel]", "exclude": ".empty"}  # gradio's own
+        tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+        found = axe.run(page, context, {"runOnly": tags, "resultTypes": ["violations"]}).response["violations"]
+        assert not [(each["id"], node["html"]) for each in found for node in each["nodes"]], name
+    page.close()
 
 
 def test_pictures_keep_their_size(page, tmp_path):

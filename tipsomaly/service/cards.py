@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from html import escape
 
 from tipsomaly.service import verdict
+from tipsomaly.service.comparison import place
 from tipsomaly.service.examples import Example
 from tipsomaly.service.exports import Inspection
 
@@ -38,6 +39,13 @@ def score_card(inspection: Inspection, example: Example | None = None, where: st
 <span class="local" title="{LOCAL}"><i></i>its strongest spot: <b>{result.local_score:.3f}</b>; the map is smoothed,
 and there it peaks at {inspection.shown.anomaly_map.max():.2f}</span></div>
 {f"<p>{escape(trust)}</p>" if trust else ""}<p class="note">{inspection.seconds * 1000:.0f} ms</p></details></div>"""
+
+
+def alt(inspection: Inspection) -> str:
+    """What the map over the picture shows, in words."""
+    result, peak = inspection.result, inspection.shown.anomaly_map.max()
+    said = {None: "", True: ": defective", False: ": looks normal"}[result.is_anomalous]
+    return f"Anomaly map of the {result.class_name}{said}; it peaks at {peak:.2f}, {place(inspection.shown)}"
 
 
 def known(example: Example | None, anomalous: bool | None) -> str:

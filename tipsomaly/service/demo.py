@@ -15,7 +15,7 @@ from tipsomaly.detection.calibration import Calibration
 from tipsomaly.errors import ImageError
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.service import comparison, exports, uploads, verdict
-from tipsomaly.service.cards import EMPTY, score_card, sentences
+from tipsomaly.service.cards import EMPTY, alt, score_card, sentences
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
@@ -50,9 +50,12 @@ class Demo:
         self.space, self.examples = space, examples
         self.bundled = verdict.Bundled(space, self.examples)
 
-    @cached_property
     def opening(self) -> tuple:
-        """What a visitor finds: an example's picture, class and fixed prompts, and its inspection; made once."""
+        """What a visitor finds: an example's picture, class and fixed prompts, and its inspection."""
+        return tuple(dict(each) if isinstance(each, dict) else each for each in self._opening)  # gradio empties dicts
+
+    @cached_property
+    def _opening(self) -> tuple:
         example = self.examples.opening
         first = (str(example.picture), example.class_name, example.domain)
         return *first, *self.inspect(*first, self.space.choices[0], 0.5, False)
@@ -82,7 +85,7 @@ class Demo:
         return (
             inspection,
             score_card(inspection, self.examples.find(image), self.bundled.WHERE if known else ""),
-            inspection.shown.overlay(start),
+            gr.update(value=inspection.shown.overlay(start), alt_text=alt(inspection)),
             exports.record(inspection.result),
             sentences(inspection),
             gr.skip() if start is None else start,  # the slider is the visitor's, and starts where a verdict is made
