@@ -202,6 +202,34 @@ def test_a_caller_may_take_fewer_pixels(tmp_path):
         load_image(path, 25_000_000)
 
 
+@pytest.mark.parametrize(
+    ("format", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "L"), ("TIFF", "RGB"), ("TIFF", "I;16")]
+    + [("PNG", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")],
+)
+def test_a_large_picture_is_reduced(format, mode):
+    picture = Image.linear_gradient("L").resize((399, 200))
+    picture = _to_mode(picture.convert("RGB"), mode) if mode != "I;16" else Image.fromarray(np.uint16(picture) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    content = encoded(picture, format, exif=exif)
+    whole, loaded = load_image(content), load_image(content, enough=399 * 200 // 3)
+    assert (whole.full_size, loaded.full_size) == (None, (200, 399))
+    assert loaded.image.size == (100, 200) and loaded.image.mode == "RGB"
+    assert loaded.note == "reduced from 200 x 399 to 100 x 200 pixels"
+    expected = np.float32(whole.image)[:398].reshape(199, 2, 100, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(np.float32(loaded.image)[:199], expected, atol=2)
+    assert load_image(content, enough=399 * 200).full_size is None
+
+
+def test_a_jpeg_is_reduced_before_it_takes_memory():
+    content = encoded(Image.new("L", (8000, 6000), 99), "JPEG")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "reduce", None)  # decoding alone
+        loaded = load_image(content, enough=25_000_000)
+    assert loaded.image.size == (4000, 3000) and loaded.image.getpixel((7, 7)) == (99, 99, 99)
+
+
 def test_a_thread_of_pixels_is_refused(tmp_path):
     path = tmp_path / "long.png"
     path.write_bytes(png_header(65536, 1))

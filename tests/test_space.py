@@ -63,9 +63,19 @@ def test_large_pictures_are_shown_small_and_scored_whole(service, tmp_path):
 
 
 def test_too_many_pixels_are_refused(service, tmp_path, monkeypatch):
-    monkeypatch.setattr(space, "MAX_PIXELS", 448 * 447)
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 448 * 447)
     with pytest.raises(ImageError, match="448 x 448 is 0 megapixels, at most 0 are taken"):
         service.inspect(PICTURE, "zipper", "industrial", NANO)
+
+
+def test_a_large_photograph_is_reduced_and_says_so(service, tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "ENOUGH_PIXELS", 300 * 300)
+    result = service.inspect(PICTURE, "zipper", "industrial", NANO).result
+    assert "reduced from 448 x 448 to 224 x 224 pixels" in result.note
+    with Image.open(next(path for path in write_files(result, 0.4, tmp_path) if path.suffix == ".png")) as overlay:
+        assert overlay.size == (result.width, result.height) == (224, 224)
+    found = service.compare(PICTURE, "zipper", "industrial", NANO, mask=MASK)  # of the whole size
+    assert found.truth.shape == (224, 224) and found.truth.any() and found.metrics["fixed"]["pixel_auroc"]
 
 
 @pytest.mark.parametrize(

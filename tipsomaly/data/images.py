@@ -35,6 +35,8 @@ class LoadedImage:
     """RGB, upright."""
     note: str | None = None
     """What was left out, if anything ("only the first frame is used")."""
+    full_size: tuple[int, int] | None = None
+    """(width, height) of the upright picture before it was reduced, if it was."""
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -48,21 +50,22 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> LoadedImage:
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS, enough: int | None = None) -> LoadedImage:
     """Decode a picture to RGB: EXIF orientation applied, alpha over white, 16 bits scaled to 8. Of several frames
-    the first is taken, or that which a PIL image is at.
+    the first is taken, or that which a PIL image is at. With `enough`, a file or bytes of more pixels are reduced, to a
+    half of each side, a quarter ..., until they have no more: a JPEG while it is decoded, in as little memory.
 
     Raises ImageError for anything that is not a whole picture of at most `max_pixels` and MAX_SIDE; a larger file is
     refused before it is decoded.
     """
     if isinstance(source, str | Path):
-        return _open_file(Path(source), max_pixels)
+        return _open_file(Path(source), max_pixels, enough)
     if isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
             raise ImageError("image: no bytes at all")
-        return _decode(io.BytesIO(source), "image", max_pixels)
+        return _decode(io.BytesIO(source), "image", max_pixels, enough)
     if isinstance(source, Image.Image):
-        with _explained("image"):
+        with _explained("image", max_pixels):
             loaded = _to_rgb(source, "image", max_pixels, source.tell())
             return replace(loaded, image=source.copy()) if loaded.image is source else loaded
     if isinstance(source, Tensor):
@@ -87,7 +90,7 @@ def fitted_size(width: int, height: int, size: tuple[int, int], patch: int) -> t
     return min(max(rows, 1), patches) * patch, min(max(columns, 1), patches) * patch
 
 
-def _open_file(path: Path, max_pixels: int) -> LoadedImage:
+def _open_file(path: Path, max_pixels: int, enough: int | None) -> LoadedImage:
     name = printable(path)
     try:
         status = path.stat()
@@ -99,7 +102,7 @@ def _open_file(path: Path, max_pixels: int) -> LoadedImage:
         if status.st_size == 0:
             raise ImageError(f"{name}: the file is empty")
         with path.open("rb") as file:
-            return _decode(file, name, max_pixels)
+            return _decode(file, name, max_pixels, enough)
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -110,13 +113,28 @@ def _open_file(path: Path, max_pixels: int) -> LoadedImage:
         raise ImageError(f"{name}: cannot be read ({reason})") from None
 
 
-def _decode(file: Any, name: str, max_pixels: int) -> LoadedImage:
-    with _explained(name):
-        return _to_rgb(Image.open(file, formats=FORMATS), name, max_pixels)
+def _decode(file: Any, name: str, max_pixels: int, enough: int | None) -> LoadedImage:
+    with _explained(name, max_pixels):
+        image = Image.open(file, formats=FORMATS)
+        width, height = image.size
+        _check_size(width, height, name, max_pixels)
+        factor = 1
+        while enough and (width // factor) * (height // factor) > enough:
+            factor *= 2
+        if factor == 1:
+            return _to_rgb(image, name, max_pixels)
+        image.draft(None, (width // factor, height // factor))  # of a JPEG fewer pixels are decoded
+        loaded = _to_rgb(image, name, max_pixels, factor=factor * image.size[0] // width)
+        full = width, height
+        with suppress(Exception):  # as in _to_rgb
+            if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+                full = height, width
+        size = f"reduced from {full[0]} x {full[1]} to {loaded.image.width} x {loaded.image.height} pixels"
+        return LoadedImage(loaded.image, f"{loaded.note}; {size}" if loaded.note else size, full)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, max_pixels: int) -> Iterator[None]:
     """Whatever a decoder raises on a hostile file becomes one line: they raise nearly every kind of exception."""
     try:
         yield
@@ -126,7 +144,7 @@ def _explained(name: str) -> Iterator[None]:
         known = ", ".join(FORMATS)
         raise ImageError(f"{name}: not a picture in a known format ({known})") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: more than {MAX_PIXELS // 10**6} megapixels") from None
+        raise ImageError(f"{name}: more than {max_pixels // 10**6} megapixels") from None
     except Exception as error:
         raise ImageError(f"{name}: damaged or truncated ({one_line(error)})") from None
 
@@ -141,7 +159,7 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name}: {width} x {height} has a side of more than {MAX_SIDE} pixels")
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int, frame: int = 0) -> LoadedImage:
+def _to_rgb(image: Image.Image, name: str, max_pixels: int, frame: int = 0, factor: int = 1) -> LoadedImage:
     _check_size(*image.size, name, max_pixels)
     note = None
     if getattr(image, "is_animated", False):
@@ -151,12 +169,25 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, frame: int = 0) -> L
     with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
+    if factor > 1:
+        image = _reduced(image, factor)
     if image.mode.startswith("I") or image.mode == "F":
         return LoadedImage(_from_array(_wide_pixels(image), name, max_pixels), note)
     if image.mode in ("RGBA", "LA", "La", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return LoadedImage(image if image.mode == "RGB" else image.convert("RGB"), note)  # a copy could be 200 MB
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """The mean of each `factor` x `factor` pixels, whatever the mode."""
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA")
+    elif image.mode.startswith("I;16"):
+        image = image.convert("I")
+    small = image.reduce(factor)
+    small.info = image.info
+    return small
 
 
 def _wide_pixels(image: Image.Image) -> np.ndarray:

@@ -59,9 +59,10 @@ class Row:
     error: str | None = None
 
 
-def jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image, side: int = SHOWN) -> bytes:
+    """As a file of at most `side` pixels a side."""
     small = image.copy()
-    small.thumbnail((SHOWN, SHOWN))
+    small.thumbnail((side, side))
     content = BytesIO()
     small.save(content, "JPEG", quality=92)
     return content.getvalue()

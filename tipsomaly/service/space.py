@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tipsomaly.data.images import load_image
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.references import References
@@ -26,9 +25,9 @@ from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
 from tipsomaly.service.exports import Comparison, Inspection, Row, jpeg, shown
 from tipsomaly.service.uploads import (
     MAX_BATCH,
-    MAX_PIXELS,
     load_or_error,
     own_prompts,
+    photograph,
     pictures,
     read_mask,
     reason,
@@ -80,9 +79,10 @@ class Space:
         """Score one picture, a file or its content; `calibration`, see `calibrate`, gives a verdict if it was made for
         the same class, fixed prompts and model. Raises ImageError or ValueError with a line for the visitor."""
         started = time.perf_counter()
-        loaded, name = load_image(image, MAX_PIXELS), visitors_class(class_name)
+        loaded, name = photograph(image), visitors_class(class_name)
         result, normal, abnormal = self._score(loaded.image, name, domain, model)
-        result = replace(result, source=image, note=joined(loaded.note, result.note))
+        source = jpeg(loaded.image, max(loaded.image.size)) if loaded.full_size else image  # its maps' size
+        result = replace(result, source=source, note=joined(loaded.note, result.note))
         unused = self._misfit(calibration, name, domain, model)
         judge = self._pipeline(model, domain, name).calibration if unused or not calibration else calibration
         result = judged(result, judge)
@@ -121,13 +121,15 @@ class Space:
         """The decoupled-prompt ablation (table 2a) on one picture; "own" joins it if there are phrases, one a line, and
         a mask, see `read_mask`, gives pixel metrics."""
         own = own_prompts(normal, abnormal)
-        loaded = load_image(image, MAX_PIXELS)
+        loaded = photograph(image)
         results = self._compare(loaded.image, visitors_class(class_name), domain, model, own)
         small = jpeg(loaded.image)
         found = {name: shown(r, loaded.image, small) for name, r in results.items()}
         metrics, outline = {}, None
         if mask is not None:
-            truth = read_mask(mask, loaded.image.size)
+            truth = read_mask(mask, loaded.full_size or loaded.image.size)
+            if loaded.full_size:
+                truth = np.asarray(Image.fromarray(truth).resize(loaded.image.size, Image.Resampling.NEAREST))
             for name, result in results.items():
                 accumulator = PixelMetrics()
                 accumulator.update(result.anomaly_map, truth)

@@ -12,8 +12,10 @@ from tipsomaly.errors import DatasetError, ImageError, printable
 from tipsomaly.names import clean_class_name
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
 
-MAX_PIXELS = 25_000_000
-"""Of a visitor's picture: maps and overlays are drawn at its size."""
+MAX_PIXELS = 64_000_000
+"""Of a visitor's picture: a photograph of 48 megapixels and some more."""
+ENOUGH_PIXELS = 25_000_000
+"""Larger pictures are reduced while they are decoded: maps and overlays are drawn at a picture's size."""
 MAX_NAME = 100
 """Characters of a class name or of a phrase."""
 MAX_PHRASES = 20
@@ -58,6 +60,11 @@ def own_prompts(normal: str, abnormal: str) -> PromptEnsemble | None:
     if not all(phrases):
         raise ValueError("give at least one phrase for each state, normal and abnormal")
     return PromptEnsemble(tuple(phrases[0]), tuple(phrases[1]), ENSEMBLES["industrial"].templates)
+
+
+def photograph(source: ImageSource) -> LoadedImage:
+    """A visitor's picture, in bounded memory. Raises ImageError."""
+    return load_image(source, MAX_PIXELS, ENOUGH_PIXELS)
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> np.ndarray:
@@ -133,7 +140,7 @@ def _label(name: str) -> str:
 
 def load_or_error(source: "ImageSource | ImageError") -> LoadedImage | ImageError:
     try:
-        return source if isinstance(source, ImageError) else load_image(source, MAX_PIXELS)
+        return source if isinstance(source, ImageError) else photograph(source)
     except ImageError as error:
         return error
 
