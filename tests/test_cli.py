@@ -334,7 +334,9 @@ def test_convert_and_convert_prompts(here, golden, tmp_path):
 
 
 def test_models_and_version(here):
-    assert "\nnano " in here("models").stdout
+    listed = here("models").stdout
+    assert "\nnano " in listed
+    assert re.search(r"\nsiglip2-large-patch16-512 +317 \+ 566 +1024 +512 +- +Apache-2.0", listed)
     assert run("--version").stdout.startswith("tipsomaly ")
 
 

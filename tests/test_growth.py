@@ -1,18 +1,26 @@
 """What CONTRIBUTING says of growth is so: its examples, as they stand there, go from a folder to a table."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tipsomaly import ModelError, Pipeline
 from tipsomaly.data import layouts, readers
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.detection import detector
 from tipsomaly.errors import OptionError
+from tipsomaly.files import sha256
+from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
+from tipsomaly.models.encoder import ImageTokens
+from tipsomaly.models.families import FAMILIES, Family
 from tipsomaly.prompts import losses, method, prototypes
 from tipsomaly.prompts.methods import METHODS, load_prompts
 from tipsomaly.studies.calibrate import calibrate
@@ -77,6 +85,70 @@ def test_a_detector_is_a_class(golden, drawn):
         pipe.with_options(reference=golden.images)
     with pytest.raises(OptionError, match="or with a detector, not with both"):
         pipe.stream(golden.images, together=True)
+
+
+class Flat(nn.Module):
+    """A backbone: a patch is the mean of its pixels, projected; a sentence is the sum of its bytes' embeddings."""
+
+    model_type, readouts, has_spatial_token = "flat", ("tokens",), False
+    device, dtype = torch.device("cpu"), torch.float32
+    config = TipsConfig(VisionConfig(16, 2, 1, 28, 7), TextConfig(16, 1, 1, 16, 256), 0.1)
+
+    class Text(nn.Module):
+        config, device, bias = TextConfig(16, 1, 1, 16, 256), torch.device("cpu"), None
+
+        def forward(self, ids, valid, prompt=None, layers=None):
+            words = (self.weights[ids] * valid[..., None]).sum(1)
+            return words if prompt is None else words + prompt.sum(-2)
+
+    def __init__(self, weights):
+        super().__init__()
+        self.vision_encoder, self.text_encoder, self.weights = self, self.Text(), weights
+        self.text_encoder.weights = weights
+
+    def layers(self, pixels, indices, learned=None, readout="tokens"):
+        patches = F.avg_pool2d(pixels, 7).permute(0, 2, 3, 1) @ self.weights[:3]
+        whole = patches.mean((1, 2))
+        return [ImageTokens(whole, whole, patches)] * len(indices)
+
+    def digest(self, tokenizer):
+        return sha256(self.weights, tokenizer)
+
+
+class Bytes:
+    """A tokenizer."""
+
+    model, vocab_size = b"bytes", 256
+
+    def unknown(self, text):
+        return []
+
+    def __call__(self, sentences):
+        ids = torch.tensor([list(text.encode()[:60].ljust(60, b"\0")) for text in sentences])
+        return ids, ids > 0
+
+
+def write_flat(folder, flat, tokenizer, image_size):
+    (folder / "config.json").write_text('{"model_type": "flat"}')
+    save_file({"weights": flat.weights}, folder / "model.safetensors")
+
+
+def read_flat(folder, device, dtype):
+    return Flat(load_file(folder.path / "model.safetensors")["weights"]), Bytes()
+
+
+def test_a_backbone_is_a_file_and_a_line(here, drawn, tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "flat", Family(read_flat, write_flat))
+    weights = torch.randn(256, 16, generator=torch.Generator().manual_seed(3))
+    Pipeline(Flat(weights), Bytes(), mode="fixed").save_pretrained(tmp_path / "flat")
+    model, out = ["--model", tmp_path / "flat", "--class", "felt"], tmp_path / "own.safetensors"
+    done = here("train", drawn, "--output", out, *model, "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    done = here("evaluate", drawn, "--prompts", out, *model, "--output", tmp_path / "results")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert found["mean_by_strategy"].keys() == {"S1", "S5"}
+    assert found["settings"]["model"] == sha256(weights, b"bytes")
 
 
 def test_a_data_set_is_a_reader_and_a_line(tmp_path, monkeypatch):

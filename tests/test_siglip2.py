@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 from tipsomaly import LearnedPrompts, ModelError, Pipeline
 from tipsomaly.data.layouts import read_dataset
+from tipsomaly.data.samples import Sample
+from tipsomaly.errors import OptionError
 from tipsomaly.prompts.dapo import Dapo
 from tipsomaly.studies.evaluation import evaluate
 from tipsomaly.studies.training import Features, train
@@ -117,11 +119,16 @@ def test_train_detect_evaluate_and_save(pipe, drawn, tmp_path):
     assert again(samples[0].image, "felt").score == found.score
 
 
-def test_what_has_no_meaning_is_refused_in_one_line(folder, pipe, monkeypatch):
+def test_what_has_no_meaning_is_refused_in_one_line(folder, pipe, drawn, tmp_path, monkeypatch, here):
     with pytest.raises(ModelError, match="multiple of 16, not 56"):
         pipe.with_options(image_size=56)
     with pytest.raises(ModelError, match="no readout 'values': choose tokens, pooled"):
         pipe.with_options(readout="values")
+    sample = Sample(drawn / "felt/test/good/000.png", None, "felt", "good", 0)
+    with pytest.raises(OptionError, match="no spatial token: S2 means nothing, choose S1 or S5"):
+        evaluate(pipe, [sample], strategy="S2")
+    refused = here("export", tmp_path / "out", "--model", folder, "--mode", "fixed")
+    assert (refused.returncode, refused.stderr) == (2, "error: an export takes a TIPS, and this model is a siglip\n")
     dapo = Dapo.start(pipe.tips.config, temperature=0.1, seed=0)
     with pytest.raises(ModelError, match="dapo need a backbone with a softmax"):
         pipe.with_options(prompts=dapo, mode="learned")

@@ -51,7 +51,7 @@ from tipsomaly.detection.exported import is_export
 from tipsomaly.detection.formats import FORMATS, Csv, Format, Stems
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.records import Records, open_records, run_settings
-from tipsomaly.detection.scoring import SIGMA, STRATEGIES
+from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.errors import ModelError, printable
 from tipsomaly.files import file_name, to_json, whole_file
 
@@ -235,19 +235,22 @@ def compare(
     """
     tiling: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     tiling |= reference_options(reference, "auto")
-    results = load_pipeline(model, prompts, device, dtype, image_size, domain, **tiling).compare(image, class_name)
+    pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, **tiling)
+    results = pipe.compare(image, class_name)
+    strategies = {mode: {name: r.strategies[name] for name in pipe.strategies} for mode, r in results.items()}
     if as_json:
         scores = {
-            mode: {"score": r.score, "global_score": r.global_score, "local_score": r.local_score, **r.strategies}
+            mode: {"score": r.score, "global_score": r.global_score, "local_score": r.local_score, **strategies[mode]}
             for mode, r in results.items()
         }
         note = next(iter(results.values())).note
         print(to_json({"image": file_name(image), **({"note": note} if note else {}), **scores}))
     else:
-        print(f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  " + " ".join(f"{s:>6}" for s in STRATEGIES))
+        heads = " ".join(f"{name:>6}" for name in pipe.strategies)
+        print(f"{'prompts':<10} {'score':>7} {'global':>7} {'local':>7}  {heads}")
         for mode, r in results.items():
-            strategies = " ".join(f"{value:6.4f}" for value in r.strategies.values())
-            print(f"{mode:<10} {r.score:7.4f} {r.global_score:7.4f} {r.local_score:7.4f}  {strategies}")
+            values = " ".join(f"{value:6.4f}" for value in strategies[mode].values())
+            print(f"{mode:<10} {r.score:7.4f} {r.global_score:7.4f} {r.local_score:7.4f}  {values}")
         if r.note:
             print(f"note: {r.note}")
     if output:

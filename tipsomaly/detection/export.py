@@ -53,8 +53,7 @@ def export(
     _check(pipeline, form, names, precision, pictures)
     require(PACKAGES[form], form)
     tower, known = pipeline.tips.vision_encoder, pipeline.calibration
-    if not isinstance(tower, VisionTower):
-        raise OptionError("only models of the TIPS family can be exported")
+    assert isinstance(tower, VisionTower)
     detectors = [pipeline.detector(name) for name in names]
     model = graph.build(
         tower,
@@ -102,6 +101,8 @@ def export(
 
 
 def _check(pipeline: Pipeline, form: str, names: list[str], precision: str, pictures: int) -> None:
+    if not isinstance(pipeline.tips.vision_encoder, VisionTower):
+        raise OptionError(f"an export takes a TIPS, and this model is a {pipeline.tips.model_type}")
     if form not in PACKAGES:
         raise OptionError(f"unknown format {form!r}: choose {', '.join(PACKAGES)}")
     if precision not in PRECISIONS:

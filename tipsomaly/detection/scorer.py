@@ -124,6 +124,11 @@ class Scorer:
         return self._method.kinds if self._method and self.mode != "fixed" else ()
 
     @property
+    def strategies(self) -> tuple[str, ...]:
+        """The image scores of table 2c that have a meaning for this backbone."""
+        return tuple(scoring.STRATEGIES) if self.tips.has_spatial_token else scoring.ONE_TOKEN
+
+    @property
     def domain(self) -> PromptEnsemble:
         """The fixed prompts."""
         return self.options.ensemble

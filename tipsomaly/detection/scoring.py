@@ -27,6 +27,9 @@ STRATEGIES: Mapping[str, str] = {
 """The image scores of table 2c, in words; `image_scores` computes them. S5 is the paper's choice."""
 
 
+ONE_TOKEN = ("S1", "S5")
+"""Those that have a meaning for a backbone with one global token, which then stands for the spatial one as well."""
+
 IMAGE_SCORE: Mapping[str, float] = {"spatial": 1.0, "local": 1.0}
 """S5 as weights of its parts; other methods have others."""
 

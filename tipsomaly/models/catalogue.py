@@ -110,8 +110,23 @@ BACKBONES = {
 """The released backbones by name, smallest first within a version."""
 
 
-OTHERS = {"siglip2-large-patch16-512": "google/siglip2-large-patch16-512"}
-"""Other backbones that have a name, and their repository on the Hub: `families.py` says what reads them."""
+@dataclass(frozen=True)
+class Other:
+    """A backbone of another family, as its authors have it on the Hub: `families.py` says what reads it. The numbers
+    are those of `Backbone`."""
+
+    repository: str
+    width: int
+    parameters: tuple[int, int]
+    default_size: int
+    licence: str
+    prompts: dict[str, Prompts] = field(default_factory=dict)
+
+
+OTHERS = {
+    "siglip2-large-patch16-512": Other("google/siglip2-large-patch16-512", 1024, (317, 566), 512, "Apache-2.0"),
+}
+"""Other backbones that have a name."""
 
 
 def near(name: str, names: list[str]) -> str:

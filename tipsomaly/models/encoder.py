@@ -20,8 +20,7 @@ class ImageTokens(NamedTuple):
     object: Tensor
     """(B, D) the object-centric token g_o (TIPS: the CLS token)."""
     spatial: Tensor
-    """(B, D) the spatial token g_s (TIPS: the register token). Without one it is g_o: then
-    S2 is S1."""
+    """(B, D) the spatial token g_s (TIPS: the register token). Without one it is g_o."""
     patches: Tensor
     """(B, h, w, D) the patch tokens, h = H / patch size and w = W / patch size."""
 
@@ -148,6 +147,11 @@ class Encoder(Protocol):
     @property
     def readouts(self) -> tuple[Readout, ...]:
         """What its patches can be read from, the default first."""
+        ...
+
+    @property
+    def has_spatial_token(self) -> bool:
+        """Whether there is one beside the object token: without one S2 to S4 of table 2c mean nothing."""
         ...
 
     @property

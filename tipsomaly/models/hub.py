@@ -55,7 +55,7 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
     elif base in BACKBONES:
         folder = ModelFolder(_fetch_backbone(base, revision or at or None, wanted), base)
     elif base in OTHERS:
-        folder = ModelFolder(snapshot(OTHERS[base], revision or at or None, wanted), base)
+        folder = ModelFolder(snapshot(OTHERS[base].repository, revision or at or None, wanted), base)
     elif REPOSITORY.fullmatch(base):
         folder = ModelFolder(snapshot(base, revision or at or None, wanted), base.split("/")[1])
     elif base in BUNDLED:
@@ -83,7 +83,8 @@ def where_cached(name: str) -> str | None:
         return "bundled"
     from huggingface_hub import try_to_load_from_cache
 
-    repositories = (organisation() and f"{organisation()}/{name}", BACKBONES[name].google_repository)
+    repositories: list[str | None] = [organisation() and f"{organisation()}/{name}"]
+    repositories.append(OTHERS[name].repository if name in OTHERS else BACKBONES[name].google_repository)
     if any(r and isinstance(try_to_load_from_cache(r, WEIGHTS), str) for r in repositories):
         return "Hub"
     return "converted" if (cache_folder() / "models" / name).is_dir() else None

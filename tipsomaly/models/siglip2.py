@@ -108,6 +108,7 @@ class Siglip2(nn.Module):
     model: Any
     model_type: ClassVar[str] = "siglip"
     readouts: ClassVar[tuple[Readout, ...]] = ("tokens", "pooled")
+    has_spatial_token: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:
         """Raises ValueError for sizes that do not fit together."""

@@ -245,6 +245,7 @@ class Tips(nn.Module):
 
     model_type: ClassVar[str] = "tipsv2"
     readouts: ClassVar[tuple[Readout, ...]] = ("tokens", "values")
+    has_spatial_token: ClassVar[bool] = True
 
     def __init__(self, config: TipsConfig) -> None:
         super().__init__()

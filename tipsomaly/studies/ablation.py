@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tipsomaly.data.kinds import all_kinds
 from tipsomaly.data.samples import Sample, by_class
 from tipsomaly.detection.pipeline import Pipeline
-from tipsomaly.detection.scoring import STRATEGIES, Strategy
+from tipsomaly.detection.scoring import Strategy
 from tipsomaly.errors import ModelError
 from tipsomaly.files import to_json, write_atomically
 from tipsomaly.prompts.learned import LearnedPrompts
@@ -141,7 +141,9 @@ def ablate(
         blocks[name] = Row(Variant(decoupled, tuple(block - 1 for block in chosen)))
     tables = {
         "2a": Table("Table 2a: prompts", {mode: Row(variant) for mode, variant in modes.items()}),
-        "2c": Table("Table 2c: image scores", {s: Row(modes["decoupled"], s, image_only=True) for s in STRATEGIES}),
+        "2c": Table(
+            "Table 2c: image scores", {s: Row(modes["decoupled"], s, image_only=True) for s in decoupled.strategies}
+        ),
         "6": Table(
             "Table 6: domain of the fixed prompts",
             {domain: Row(Variant(decoupled.with_options(domain=domain))) for domain in domains},

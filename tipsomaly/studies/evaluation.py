@@ -27,7 +27,7 @@ from tipsomaly.data.samples import Sample, by_class, states
 from tipsomaly.detection import scoring
 from tipsomaly.detection.engine import NOT_FINITE
 from tipsomaly.detection.pipeline import Pipeline
-from tipsomaly.errors import DatasetError, printable
+from tipsomaly.errors import DatasetError, OptionError, printable
 from tipsomaly.files import digest, to_json, write_atomically
 from tipsomaly.prompts.sentences import ENSEMBLES
 from tipsomaly.studies.metrics import Metrics, PixelMetrics, dataset_mean, image_metrics
@@ -113,6 +113,8 @@ class Evaluation:
     strategy: scoring.Strategy = "S5"
     """Of table 2c, or the weights of a method's own image score."""
     paper: Paper | None = None
+    strategies: tuple[str, ...] = tuple(scoring.STRATEGIES)
+    """Those that have a meaning for the backbone."""
 
     def per_class(self, strategy: scoring.Strategy | None = None) -> dict[str, Metrics]:
         """METRICS by class, shares of 1; default: of the evaluation's strategy."""
@@ -162,7 +164,7 @@ class Evaluation:
             "classes": self.per_class(),
             "mean": mean,
             "left_out_of_the_mean": {name: classes for name, classes in left_out.items() if classes},
-            "mean_by_strategy": {strategy: self.mean(strategy) for strategy in scoring.STRATEGIES},
+            "mean_by_strategy": {strategy: self.mean(strategy) for strategy in self.strategies},
             "paper": {"name": self.paper.name, "not measured here": self.paper.metrics} if self.paper else None,
             "pictures": {
                 result.class_name: [asdict(p) | {"score": p.score(self.strategy)} for p in result.pictures]
@@ -236,6 +238,10 @@ def _evaluate(
 ) -> dict[str, Evaluation]:
     if strategy is not None:
         scoring.image_score(strategy, 0, 0, 0)  # is it one?
+        for pipeline in pipelines.values():
+            if isinstance(strategy, str) and strategy not in pipeline.strategies:
+                choices = " or ".join(pipeline.strategies)
+                raise OptionError(f"this backbone has no spatial token: {strategy} means nothing, choose {choices}")
     if not samples:
         raise DatasetError("no pictures to evaluate")
     results: dict[tuple[str, str], ClassResult] = {}
@@ -284,7 +290,7 @@ def _evaluate(
         paper = paper_results(samples) if pipeline.method_name == "tipsomaly" else None
         classes = tuple(results[name, class_name] for class_name in groups)
         chosen = scoring.named(pipeline.image_score) if strategy is None else strategy
-        evaluations[name] = Evaluation(classes, pipeline.settings(), chosen, paper)
+        evaluations[name] = Evaluation(classes, pipeline.settings(), chosen, paper, pipeline.strategies)
         if name in folders:
             evaluations[name].save(folders[name])
     return evaluations
