@@ -24,7 +24,7 @@ from tipsomaly.cli.options import (
     split_kinds,
 )
 from tipsomaly.detection.scoring import SIGMA
-from tipsomaly.models.catalogue import BACKBONES, OTHERS
+from tipsomaly.models.catalogue import BACKBONES, OTHERS, Backbone, Other
 from tipsomaly.models.device import DTYPES
 from tipsomaly.models.folder import ModelFolder
 from tipsomaly.models.hub import BUNDLED, where_cached
@@ -140,7 +140,8 @@ def models() -> None:
         counts = [sum(p.numel() for p in t.parameters()) / 1e6 for t in (towers.vision_encoder, towers.text_encoder)]
         size, prompts = folder.read_image_size(config), ", ".join(folder.prompt_sets()) or "-"
         rows.append((name, f"{counts[0]:.1f} + {counts[1]:.1f}", config.vision.dim, size, prompts, "MIT", "bundled"))
-    for name, b in {**BACKBONES, **OTHERS}.items():
+    released: dict[str, Backbone | Other] = {**BACKBONES, **OTHERS}
+    for name, b in released.items():
         prompts, cached = ", ".join(b.prompts) or "-", where_cached(name) or "-"
         rows.append(
             (name, f"{b.parameters[0]} + {b.parameters[1]}", b.width, b.default_size, prompts, b.licence, cached)
