@@ -165,8 +165,9 @@ def build(space: Space) -> gr.Blocks:
         model_runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "model"}
         picked = [image, class_name, domain]
         pick = samples.select(demo.pick, None, picked, show_progress="hidden", **private)
-        own_picture = image.input(
-            demo.own_class, [inspection, class_name, domain], picked[1:], show_progress="hidden", **private
+        own_picture, own_batch = (
+            event(demo.own_class, [inspection, class_name, domain], picked[1:], show_progress="hidden", **private)
+            for event in (image.input, files_in.upload)
         )
         inspected = [inspection, card, overlay, data, spoken, threshold, *drawn]
         app.load(demo.opening, None, [*picked, *inspected], show_progress="hidden", **private)
@@ -181,7 +182,13 @@ def build(space: Space) -> gr.Blocks:
             )
 
         # whatever is changed, what is shown is of what is chosen now
-        for event in (run.click, own_picture.then, pick.then, *(component.input for component in settings)):
+        for event in (
+            run.click,
+            own_picture.then,
+            own_batch.then,
+            pick.then,
+            *(component.input for component in settings),
+        ):
             judge(event)
         verdicts.connect(image, settings, lambda e: judge(e.success), **model_runs)
         comparing.connect(tab_c, [tab_d, tab_l, tab_b, tab_a], image, settings, **model_runs)

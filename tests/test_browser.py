@@ -152,6 +152,7 @@ def test_batch_table(page, tmp_path):
     page.get_by_role("tab", name="Batch").click()
     page.locator("#batch input[type=file]").set_input_files([PICTURE.parent / names[0], hostile, broken])
     page.locator("#batch").get_by_text("broken").first.wait_for()
+    sync_api.expect(page.get_by_label("What is on it?")).to_have_value("object")  # no longer the example's class
     page.get_by_role("button", name="Score the batch").click()
     page.get_by_text("2 pictures scored").wait_for()
     page.get_by_text("not a picture in a known format").filter(visible=True).first.wait_for()
