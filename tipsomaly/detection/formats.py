@@ -279,16 +279,7 @@ class Stems:
 def found(result: Result) -> Iterator[tuple[Region, np.ndarray]]:
     """The regions above the calibrated threshold, or 0.5, highest peak first, each with what it is of its box: bool
     (bottom - top, right - left)."""
-    from scipy import ndimage
-
-    threshold = 0.5 if result.pixel_threshold is None else result.pixel_threshold
-    mask = result.mask(threshold)
-    for region in result.regions(threshold):
-        left, top, right, bottom = region.box
-        labels, _ = ndimage.label(mask[top:bottom, left:right], structure=np.ones((3, 3)))
-        # Others reach into its box, but only one region can touch all four sides of it.
-        extents = [(y.stop - y.start, x.stop - x.start) for y, x in ndimage.find_objects(labels)]
-        yield region, labels == 1 + extents.index(labels.shape)
+    return result.cutouts(0.5 if result.pixel_threshold is None else result.pixel_threshold)
 
 
 def name(region: Region) -> str:

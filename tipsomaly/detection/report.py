@@ -1,20 +1,17 @@
 """A folder's results as one HTML file that needs nothing else: what one sends to a colleague."""
 
-import base64
 import heapq
 import html
-import io
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 
 from tipsomaly.detection.result import Result
+from tipsomaly.detection.visualization import SMALL, data_uri
 from tipsomaly.errors import ImageError
 from tipsomaly.files import write_atomically
 
-SIDE = 320
-"""The longer side of a card's picture, in pixels."""
 CARDS = 500
 """Cards at most, those of the highest scores: a thousand pictures are some twenty megabytes."""
 BINS = 40
@@ -29,7 +26,7 @@ class Card(NamedTuple):
     parts: str
     verdict: str
     picture: str
-    """A JPEG in base64."""
+    """A JPEG as an address."""
 
 
 class Report:
@@ -64,13 +61,9 @@ class Report:
         except ImageError as error:  # the file changed since it was scored
             self.errors.append((image, str(error)))
             return
-        overlay.thumbnail((SIDE, SIDE))
-        content = io.BytesIO()
-        overlay.save(content, "JPEG", quality=80)
         parts = f"global {result.global_score:.3f} + local {result.local_score:.3f}"
         verdict = {None: "", True: "anomalous", False: "normal"}[result.is_anomalous]
-        picture = base64.b64encode(content.getvalue()).decode()
-        card = Card(result.score, -len(self.scores), image, parts, verdict, picture)
+        card = Card(result.score, -len(self.scores), image, parts, verdict, data_uri(overlay, SMALL))
         (heapq.heappush if len(self.cards) < CARDS else heapq.heappushpop)(self.cards, card)
 
     def fail(self, image: str, error: str) -> None:
@@ -123,7 +116,7 @@ def _card(card: Card) -> str:
     verdict = f' <b class="{card.verdict}">{card.verdict}</b>' if card.verdict else ""
     return (
         f'<figure data-score="{card.score:.6f}" data-name="{name}">'
-        f'<img src="data:image/jpeg;base64,{card.picture}" alt="Overlay of {name}" loading="lazy">'
+        f'<img src="{card.picture}" alt="Overlay of {name}" loading="lazy">'
         f"<figcaption><strong>{card.score:.4f}</strong>{verdict}<br>{card.parts}<br>{name}</figcaption></figure>\n"
     )
 

@@ -1,10 +1,11 @@
 """What the pipeline says of one picture."""
 
-from collections.abc import Mapping
+import html
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,9 @@ from tipsomaly.detection.references import References
 from tipsomaly.detection.tiling import Tiles
 from tipsomaly.errors import OptionError
 from tipsomaly.files import whole_file
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 
 def joined(*notes: str | None) -> str | None:
@@ -169,6 +173,53 @@ class Result:
             for (y, x), area, peak, kind in zip(ndimage.find_objects(labels), areas, peaks, kinds, strict=True)
         ]
         return sorted(found, key=lambda region: -region.peak)
+
+    def cutouts(self, threshold: float | None = None) -> Iterator[tuple[Region, np.ndarray]]:
+        """The `regions(threshold)`, each with what it is of its box: bool (bottom - top, right - left)."""
+        from scipy import ndimage
+
+        mask = self.mask(threshold)
+        for region in self.regions(threshold):
+            left, top, right, bottom = region.box
+            labels, _ = ndimage.label(mask[top:bottom, left:right], structure=np.ones((3, 3)))
+            # Others reach into its box, but only one region can touch all four sides of it.
+            extents = [(y.stop - y.start, x.stop - x.start) for y, x in ndimage.find_objects(labels)]
+            yield region, labels == 1 + extents.index(labels.shape)
+
+    def to_supervision(self, threshold: float | None = None) -> "Detections":
+        """The `regions(threshold)` as `supervision.Detections`: boxes and masks in pixels of the picture, peaks as
+        confidence, and `data["class_name"]`: the kind of each, "anomaly" from prompts that know none. Needs the extra
+        "supervision"; OptionError where it is not installed."""
+        try:
+            from supervision import Detections
+        except ModuleNotFoundError as error:
+            raise OptionError(f"to_supervision needs {error.name}: pip install supervision") from None
+        found = list(self.cutouts(threshold))
+        masks = np.zeros((len(found), self.height, self.width), bool)
+        for mask, (region, inside) in zip(masks, found, strict=True):
+            left, top, right, bottom = region.box
+            mask[top:bottom, left:right] = inside
+        names = self.kind_names or ("anomaly",)
+        kinds = [region.kind or "anomaly" for region, _ in found]
+        return Detections(
+            xyxy=np.array([region.box for region, _ in found], np.float32).reshape(-1, 4),
+            mask=masks,
+            confidence=np.array([region.peak for region, _ in found], np.float32),
+            class_id=np.array([names.index(kind) for kind in kinds], int),
+            data={"class_name": np.array(kinds, str)},
+        )
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: the picture, the map over it, and the score, in some tens of kilobytes."""
+        try:
+            pictures = [self.image, self.overlay(self.pixel_threshold)]
+        except ValueError:  # it does not know its picture, or that is gone
+            pictures = [visualization.heatmap(self.anomaly_map)]
+        images = " ".join(f'<img src="{visualization.data_uri(p, visualization.SMALL)}" alt="">' for p in pictures)
+        verdict = {None: "", True: " <b>anomalous</b>", False: " normal"}[self.is_anomalous]
+        score = f"<b>{self.score:.4f}</b>{verdict} (global {self.global_score:.4f}, local {self.local_score:.4f})"
+        words = [html.escape(line) for line in (self.class_name, self.note) if line]
+        return f"<div>{images}<br>{'<br>'.join([score, *words])}</div>"
 
     def _kinds_of_regions(self, labels: np.ndarray, count: int) -> list[tuple[str, float] | tuple[()]]:
         """The kind of each of the regions 1 to `count` in `labels` (height, width), with its probability: the largest

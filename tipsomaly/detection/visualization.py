@@ -1,5 +1,7 @@
 """Stateless drawing: a map over a picture, the contours of a mask, maps side by side."""
 
+import base64
+import io
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +13,9 @@ COLOURS = "inferno"
 CONTOUR = (0, 229, 255)
 """RGB, bright cyan: neither among the colours of the map nor common on products."""
 
+
+SMALL = 320
+"""The longer side in pixels of a picture in a report or a notebook."""
 
 MAX_LABELS = 20
 """Regions whose kinds are written over a picture at most, those with the highest peaks."""
@@ -66,6 +71,15 @@ def colours(count: int) -> list[tuple[int, int, int]]:
     """RGB of the map's colours at `count` even steps from 0 to 1, for a legend."""
     steps = np.linspace(0, 255, count).round().astype(int)
     return [(int(red), int(green), int(blue)) for red, green, blue in _table()[steps]]
+
+
+def data_uri(picture: Image.Image, side: int) -> str:
+    """A JPEG of at most this side in pixels as an address that holds all of it, for HTML."""
+    small = picture.convert("RGB")
+    small.thumbnail((side, side))
+    content = io.BytesIO()
+    small.save(content, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def side_by_side(pictures: list[Image.Image], height: int | None = None, gap: int = 8) -> Image.Image:
