@@ -42,7 +42,7 @@ def detect(url: str, picture: Path) -> float:
 
 
 def megabytes(process: int) -> float:
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 

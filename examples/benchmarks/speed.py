@@ -153,7 +153,7 @@ def peak_memory(function: Callable, device: torch.device) -> float:
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present (Linux)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the peak to the present (Linux)
     except OSError:
         return float("nan")
     before = _status("VmRSS")
@@ -162,7 +162,7 @@ def peak_memory(function: Callable, device: torch.device) -> float:
 
 
 def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024.0 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
@@ -293,7 +293,7 @@ def profile(function: Callable, device: torch.device) -> None:
 def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{names[0] if names else platform.processor()} ({capability}), {torch.get_num_threads()} threads"

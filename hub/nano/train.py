@@ -303,11 +303,11 @@ def save_state(out: Path, step: int, model: Student, average: Tips, muon: Muon, 
         save_file(tensors, out / f"{name}.tmp", metadata={"step": str(step)})
     for name in files:
         (out / f"{name}.tmp").replace(out / f"{name}.safetensors")
-    (out / "state.json").write_text(json.dumps({"step": step}))
+    (out / "state.json").write_text(json.dumps({"step": step}), encoding="utf-8")
 
 
 def load_state(out: Path, model: Student, average: Tips, muon: Muon, adam: torch.optim.AdamW) -> int:
-    step = json.loads((out / "state.json").read_text())["step"]
+    step = json.loads((out / "state.json").read_text(encoding="utf-8"))["step"]
     for name in ("weights", "average", "muon", "adam"):
         with safe_open(out / f"{name}.safetensors", "pt") as file:
             if (file.metadata() or {}).get("step") != str(step):

@@ -34,7 +34,7 @@ def main() -> None:
 def _main() -> None:
     warnings.filterwarnings("ignore", module="PIL")  # a picture is used or refused; half-words would blur that
     try:
-        app()
+        app(prog_name="tipsomaly")
     except MemoryError:
         print("error: the memory is full; take a smaller --batch-size or --image-size", file=sys.stderr)
         sys.exit(1)

@@ -33,7 +33,6 @@ from tipsomaly.prompts.strategy import MODES, Mode
 
 app = typer.Typer(
     help="Zero-shot visual anomaly detection: is the thing on this picture defective, and where?",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

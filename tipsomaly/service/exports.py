@@ -93,7 +93,7 @@ def write_files(result: Result, threshold: float, folder: Path) -> list[Path]:
     Image.fromarray(mask).save(paths["mask.png"])
     np.save(paths["map.npy"], anomaly_map)
     Image.fromarray(np.round(anomaly_map * 65535).astype(np.uint16)).save(paths["map_16bit.png"])
-    paths["regions.json"].write_text(json.dumps(record(result, threshold), indent=2) + "\n")
+    paths["regions.json"].write_text(json.dumps(record(result, threshold), indent=2) + "\n", encoding="utf-8")
     return list(paths.values())
 
 
