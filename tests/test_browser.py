@@ -22,6 +22,9 @@ import app  # noqa: E402
 PICTURE = ROOT / "examples" / "pictures" / "zipper-1.jpg"
 TABS = ("Detection", "Localization", "Prompt comparison", "Batch", "About")
 FOLDS = "details:not([open]) > summary, button.label-wrap:not(.open)"
+WIDE = pytest.mark.parametrize("width", [1440], ids=["wide"])
+NARROW = pytest.mark.parametrize("width", [390], ids=["narrow"])
+BOTH = pytest.mark.parametrize("width", [1440, 390], ids=["wide", "narrow"])
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
 
 
@@ -34,16 +37,23 @@ def url():
 
 @pytest.fixture(scope="module")
 def browser():
+    """One visitor, so that the page's scripts are fetched and compiled once."""
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
+        yield chromium.new_context()
         chromium.close()
 
 
-@pytest.fixture(params=[1440, 390], ids=["wide", "narrow"])
-def page(browser, url, request):
+@pytest.fixture(scope="module")
+def pipe():
+    return Pipeline.from_pretrained()
+
+
+@pytest.fixture
+def page(browser, url, width):
     """A fresh page; no test may leave an error on the console."""
-    tab = browser.new_page(viewport={"width": request.param, "height": 900})
+    tab = browser.new_page()
+    tab.set_viewport_size({"width": width, "height": 900})
     tab.set_default_timeout(60_000)
     problems = []
     tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
@@ -60,14 +70,15 @@ def upload(page, path=PICTURE):
     page.locator("#score-card").get_by_text("of 2 · object").wait_for()  # not the example's class
 
 
-def test_detection_then_localization(page):
+@BOTH
+def test_detection_then_localization(page, pipe):
     upload(page)
     name = page.get_by_label("What is on it?")
     name.fill("zipper")
     name.press("Enter")
     page.get_by_role("button", name="Inspect").click()
     page.get_by_text("of 2 · zipper").wait_for()
-    result = Pipeline.from_pretrained()(PICTURE, "zipper")
+    result = pipe(PICTURE, "zipper")
     assert f"{result.score:.3f}" in page.locator("#score-card").inner_text()
     assert page.get_by_text("Closest for abnormal").is_visible()
 
@@ -85,27 +96,28 @@ def test_detection_then_localization(page):
     assert download.value.suggested_filename == "map.npy"
 
 
-def test_the_page_opens_on_an_inspected_example(page):
+@WIDE
+def test_the_page_opens_on_an_inspected_example_and_shows_the_method(page, pipe):
     card = page.locator("#score-card")
     card.get_by_text("Concrete floor with an oil stain").wait_for()
-    result = Pipeline.from_pretrained()(PICTURE.parent / "concrete-defect.jpg", "concrete")
+    result = pipe(PICTURE.parent / "concrete-defect.jpg", "concrete")
     assert f"{result.score:.3f}" in card.inner_text()
     assert page.get_by_label("What is on it?").input_value() == "concrete"
     pictures = page.locator("#picture img, [role=tabpanel] img").filter(visible=True)
     pictures.nth(1).wait_for()
 
+    page.get_by_role("tab", name="About").click()
+    page.get_by_text("The method in five sentences").wait_for()
+    assert page.get_by_text("its results are not the paper's").is_visible()
 
-def test_an_example_is_one_click(page):
-    page.locator("#examples button").filter(has_text="T-shirt with a coffee stain").click()
-    page.get_by_text("of 2 · shirt").wait_for()
 
-
-def test_an_example_has_a_verdict_and_a_comparison_with_its_mask(page):
+@NARROW
+def test_an_example_is_one_click_to_a_verdict_and_a_comparison_with_its_mask(page, pipe):
     page.locator("#examples button").filter(has_text="Floor tiles with a crack").click()
     page.get_by_text("of 10 good pictures of other products").wait_for()
     page.get_by_role("tab", name="Prompt comparison").click()
     said = page.locator("#comparison .said")
-    found = Pipeline.from_pretrained().compare(PICTURE.parent / "tile-defect.jpg", "tile")
+    found = pipe.compare(PICTURE.parent / "tile-defect.jpg", "tile")
     said.get_by_text(f"its image score is {found['decoupled'].score:.2f}").wait_for()
     assert page.locator("#comparison img").count() == len(found) + 2  # the picture and the difference
     assert page.get_by_text("not measured here").is_visible()
@@ -113,10 +125,13 @@ def test_an_example_has_a_verdict_and_a_comparison_with_its_mask(page):
     page.locator("#comparison th", has_text="own").wait_for()
 
     page.locator("#examples button").filter(has_text="T-shirt with a coffee stain").click()  # all of it follows
-    found = Pipeline.from_pretrained().compare(PICTURE.parent / "shirt-defect.jpg", "shirt")
+    found = pipe.compare(PICTURE.parent / "shirt-defect.jpg", "shirt")
     said.get_by_text(f"its image score is {found['decoupled'].score:.2f}").wait_for()
+    page.get_by_role("tab", name="Detection").click()
+    page.get_by_text("of 2 · shirt").wait_for()
 
 
+@WIDE
 def test_good_pictures_give_a_verdict(page, tmp_path):
     picture, goods = Image.open(PICTURE.parent / "tile-good.jpg"), [tmp_path / f"{i}.png" for i in range(5)]
     for i, path in enumerate(goods):
@@ -133,6 +148,7 @@ def test_good_pictures_give_a_verdict(page, tmp_path):
     page.get_by_text("No verdict yet").wait_for()
 
 
+@NARROW
 def test_a_broken_upload_is_one_line(page, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(PICTURE.read_bytes()[:3000])
@@ -142,7 +158,8 @@ def test_a_broken_upload_is_one_line(page, tmp_path):
     assert str(tmp_path) not in message.inner_text()
 
 
-def test_batch_table(page, tmp_path):
+@WIDE
+def test_batch_table(page, pipe, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     names = ["wood-defect.jpg", "zipper-2.jpg"]
@@ -156,7 +173,7 @@ def test_batch_table(page, tmp_path):
     page.get_by_role("button", name="Score the batch").click()
     page.get_by_text("2 pictures scored").wait_for()
     page.get_by_text("not a picture in a known format").filter(visible=True).first.wait_for()
-    results = Pipeline.from_pretrained()([PICTURE.parent / name for name in names])
+    results = pipe([PICTURE.parent / name for name in names])
     for result in results:
         page.get_by_text(str(round(result.score, 4)), exact=True).filter(visible=True).first.wait_for()
     with page.expect_download() as download:
@@ -167,14 +184,15 @@ def test_batch_table(page, tmp_path):
     assert not page.evaluate("window.harmed")  # names are text, never HTML
 
 
-def test_about_shows_the_method(page):
-    page.get_by_role("tab", name="About").click()
-    page.get_by_text("The method in five sentences").wait_for()
-    assert page.get_by_text("its results are not the paper's").is_visible()
-
-
-def test_nothing_is_wider_than_the_page(page):
-    upload(page)
+@BOTH
+def test_pictures_keep_their_size_and_nothing_is_wider_than_the_page(page, tmp_path):
+    path = tmp_path / "wide.png"
+    Image.open(PICTURE).resize((600, 200)).save(path)
+    upload(page, path)
+    picture = page.get_by_role("tabpanel").locator("img:visible").first
+    picture.wait_for()
+    natural = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert natural == [600, 200]
     for name in TABS:
         page.get_by_role("tab", name=name).click()
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -184,7 +202,9 @@ def test_nothing_is_wider_than_the_page(page):
 def test_nothing_of_ours_shuts_a_visitor_out(browser, url, scheme, width):
     """WCAG 2.1 A and AA, as far as axe can tell, with everything unfolded."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(reduced_motion="reduce")
     page.goto(f"{url}?__theme={scheme}")
     page.locator("#score-card").wait_for()
     page.get_by_alt_text("Anomaly map of the concrete").wait_for()  # it says the result
@@ -198,14 +218,3 @@ def test_nothing_of_ours_shuts_a_visitor_out(browser, url, scheme, width):
         found = axe.run(page, context, {"runOnly": tags, "resultTypes": ["violations"]}).response["violations"]
         assert not [(each["id"], node["html"]) for each in found for node in each["nodes"]], name
     page.close()
-
-
-def test_pictures_keep_their_size(page, tmp_path):
-    """A wide picture is not squashed on the page."""
-    path = tmp_path / "wide.png"
-    Image.open(PICTURE).resize((600, 200)).save(path)
-    upload(page, path)
-    picture = page.get_by_role("tabpanel").locator("img:visible").first
-    picture.wait_for()
-    natural = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
-    assert natural == [600, 200]
