@@ -48,7 +48,7 @@ FILES_KEPT = 3600  # seconds
 def build(space: Space) -> gr.Blocks:
     """The page, and the endpoints."""
     demo = Demo(space, Examples(EXAMPLES))
-    with gr.Blocks(title=TITLE, delete_cache=(FILES_KEPT // 4, FILES_KEPT)) as app:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(FILES_KEPT // 4, FILES_KEPT)) as app:
         inspection = gr.State(time_to_live=FILES_KEPT)
         picture: dict[str, Any] = {"interactive": False, "format": "jpeg"}
         gr.Markdown(

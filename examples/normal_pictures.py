@@ -17,11 +17,11 @@ with tempfile.TemporaryDirectory() as folder:
     if len(sys.argv) > 1:
         root = Path(sys.argv[1])
     else:
-        root = draw_dataset(Path(folder) / "drawn", ("felt",))
-        more = draw_dataset(Path(folder) / "more", ("felt",), count=24)  # the same material, drawn on
+        root = draw_dataset(Path(folder) / "drawn", ("felt",), count=4)
+        more = draw_dataset(Path(folder) / "more", ("felt",), count=16)  # the same material, drawn on
         normal = root / "felt" / "train" / "good"
         normal.mkdir(parents=True)
-        for path in sorted((more / "felt" / "test" / "good").iterdir())[16:]:
+        for path in sorted((more / "felt" / "test" / "good").iterdir())[8:]:
             path.rename(normal / path.name)
     pipe = Pipeline.from_pretrained()
     normals = read_dataset(root, split="train")

@@ -19,8 +19,8 @@ with tempfile.TemporaryDirectory() as folder:
     if len(sys.argv) > 2:
         train_root, test_root = map(Path, sys.argv[1:3])
     else:
-        train_root = draw_dataset(Path(folder) / "train", ("wood", "leather"), seed=1)
-        test_root = draw_dataset(Path(folder) / "test", ("felt", "metal_nut"), seed=2)
+        train_root = draw_dataset(Path(folder) / "train", ("wood", "leather"), count=4, seed=1)
+        test_root = draw_dataset(Path(folder) / "test", ("felt", "metal_nut"), count=4, seed=2)
     pipe = Pipeline.from_pretrained(mode="fixed")
     start = LearnedPrompts.start(pipe.tips.config, metadata={"trained_on": train_root.name})
     features = Features(pipe, read_dataset(train_root))  # every picture goes through the tower once

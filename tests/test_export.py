@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from tipsomaly.prompts.dapo import Dapo
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytest.importorskip("openvino")
+if find_spec("openvino") is None:  # imported here it would send statistics
+    pytest.skip("no openvino", allow_module_level=True)
 from tipsomaly.detection import export as exporting  # noqa: E402
 from tipsomaly.detection import graph  # noqa: E402
 
@@ -129,6 +131,11 @@ def test_a_calibration_gives_the_graph_a_verdict(folders, golden, calibration, p
     assert Pipeline.from_pretrained(folders["openvino"])(picture, "nut").is_anomalous == expected.is_anomalous
 
 
+def test_openvino_sends_no_statistics(folders, picture):
+    Pipeline.from_pretrained(folders["openvino"])(picture, "nut")
+    assert sys.modules["openvino_telemetry"] is None
+
+
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
 def test_the_script_needs_neither_torch_nor_the_package(folders, golden, picture, form):
     code = "import sys, runpy; sys.modules |= {'torch': None, 'tipsomaly': None}; sys.argv = sys.argv[1:]; "
@@ -181,7 +188,8 @@ def test_what_cannot_be_exported_is_one_line(golden, calibration, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kinds_of_defects_are_exported(golden, picture, tmp_path):
+def test_kinds_of_defects_are_exported_and_large_weights_beside_the_graph(golden, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "LARGEST_FILE", 1000)
     prompts = Dapo.start(golden.config, temperature=0.07, kinds=["scratch", "hole", "stain"])
     pipe = golden.pipe.with_options(prompts=prompts, mode=prompts.MODE, top=0.05)
     record = exporting.export(pipe, tmp_path / "out", pictures=2)
@@ -191,6 +199,7 @@ def test_kinds_of_defects_are_exported(golden, picture, tmp_path):
     assert found.score == pytest.approx(expected.score, abs=1e-4)
     assert expected.local_score < expected.patch_map.max()
     assert found.record().keys() == expected.record().keys()
+    assert (tmp_path / "out" / "model.onnx.data").stat().st_size > (tmp_path / "out" / "model.onnx").stat().st_size / 4
 
 
 def test_an_export_that_disagrees_leaves_nothing_behind(golden, tmp_path, monkeypatch):

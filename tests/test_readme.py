@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import gradio
@@ -17,15 +15,15 @@ COMMANDS = re.findall(r"^tipsomaly .*$", "\n".join(re.findall(r"```sh\n(.*?)```"
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_python_examples_run(workplace, code):
-    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_python_examples_run(workplace, monkeypatch, code):
+    monkeypatch.chdir(workplace)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(workplace, command):
-    arguments = [sys.executable, "-m", "tipsomaly", *shlex.split(command)[1:]]
-    done = subprocess.run(arguments, cwd=workplace, capture_output=True, text=True, timeout=300)
+def test_commands_run(workplace, here, monkeypatch, command):
+    monkeypatch.chdir(workplace)
+    done = here(*shlex.split(command)[1:])
     assert done.returncode == 0, done.stderr
 
 

@@ -1,10 +1,11 @@
 """A pipeline as a folder that runs without torch: one graph, what it must agree with, and a plain script."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,14 @@ from tipsomaly.detection.exported import RECORD, VERSION, graph_digest
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.errors import ModelError, OptionError
 from tipsomaly.files import expand, staged_folder
-from tipsomaly.models.sessions import GRAPHS, PACKAGES, PRECISIONS, Session, open_session, require
+from tipsomaly.models.sessions import GRAPHS, PACKAGES, PRECISIONS, Session, load_openvino, open_session, require
 from tipsomaly.models.tips import VisionTower
 from tipsomaly.names import clean_class_name
 
 TOLERANCE = 1e-4
 """What the scores and the map of an export in float32 may differ by from the pipeline's."""
+LARGEST_FILE = int(1.5 * 2**30)
+"""Bytes of a graph above which its weights lie beside it: one file may hold two gigabytes."""
 SIZES = [(1, 1), (1, 500), (2, 3000), (7, 2000), (3, 450), (13, 13), (61, 83), (112, 112), (97, 301), (640, 480)]
 """Width and height of the first ones, the input size among them; the others are between 1 and 300."""
 
@@ -80,16 +83,18 @@ def export(
         "calibration": asdict(known) if known else None,
         "patch_size": pipeline.tips.config.vision.patch_size,
     }
-    with staged_folder(expand(folder)) as staging:
+    with staged_folder(expand(folder)) as staging, TemporaryDirectory(dir=staging) as work:
         path = staging / GRAPHS[form]
-        _save(model, path, record)
+        save = _writer(model, path, record, Path(work))
+        save()
         session = open_session(path, form, record["precision"])
         record["parity"] = parity(pipeline, session, names, pictures, progress)
         difference = max(record["parity"]["largest_difference"].values())
         if precision == "fp32" and not difference <= TOLERANCE:
             raise ModelError(f"the export differs from the pipeline by {difference:.2g}, more than {TOLERANCE:g}")
         del session
-        _save(model, path, record)  # the graph itself holds the record, too
+        save()  # the graph itself holds the record, too
+        del save
         record["digest"] = graph_digest(staging, form)
         pairs = [pipeline.prototypes(name) for name in names]
         image, patches = (torch.stack(of_classes).cpu() for of_classes in zip(*pairs, strict=True))
@@ -136,33 +141,29 @@ def _check(pipeline: Pipeline, form: str, names: list[str], precision: str, pict
             raise OptionError(f"{note}: export that")
 
 
-def _save(model: Any, path: Path, record: dict[str, Any]) -> None:
-    """Write the graph with the record in its metadata."""
+def _writer(model: Any, path: Path, record: dict[str, Any], work: Path) -> Callable[[], None]:
+    """What writes the graph with the record in its metadata, as the record then is. `work` may be read by it again."""
     import onnx
 
-    text = json.dumps(record)
+    large = model.ByteSize() > LARGEST_FILE
     if path.suffix == ".onnx":
-        onnx.helper.set_model_props(model, {"tipsomaly": text})
-        # one file may hold two gigabytes
-        aside: dict[str, Any] = {
-            "save_as_external_data": True,
-            "location": f"{path.name}.data",
-            "convert_attribute": False,
-        }
-        large = model.ByteSize() > 1.5 * 2**30
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-        onnx.save(model, path, **(aside if large else {}))
-        return
-    import openvino
+        data = path.with_name(f"{path.name}.data")
 
-    whole = path.with_suffix(".onnx")
-    onnx.save(model, whole, save_as_external_data=model.ByteSize() > 1.5 * 2**30, location="model.onnx.data")
-    converted = openvino.convert_model(whole)
-    converted.set_rt_info(text, "tipsomaly")
-    openvino.save_model(converted, path, compress_to_fp16=record["weights"] == "float16")
-    del converted
-    whole.unlink()
-    path.with_name("model.onnx.data").unlink(missing_ok=True)
+        def save() -> None:
+            onnx.helper.set_model_props(model, {"tipsomaly": json.dumps(record)})
+            aside = large and not data.exists()  # then `model` no longer holds it
+            onnx.save(model, path, save_as_external_data=aside, location=data.name)
+
+        return save
+    openvino = load_openvino()
+    onnx.save(model, work / "model.onnx", save_as_external_data=large, location="model.onnx.data")
+    converted = openvino.convert_model(work / "model.onnx")
+
+    def save_converted() -> None:
+        converted.set_rt_info(json.dumps(record), "tipsomaly")
+        openvino.save_model(converted, path, compress_to_fp16=record["weights"] == "float16")
+
+    return save_converted
 
 
 def parity(

@@ -4,6 +4,7 @@ Needs numpy, pillow and the engine alone: onnxruntime for model.onnx, openvino f
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def open_model() -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
         session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it sends statistics to Google
     import openvino
 
     hint = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[RECORD["precision"]]}

@@ -1,8 +1,10 @@
 """Exported graphs in the engines that run them without torch: onnxruntime and OpenVINO, each an extra."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,8 +57,7 @@ class OpenVino:
     the processor has it."""
 
     def __init__(self, graph: Path, threads: int | None = None, precision: str = "float32") -> None:
-        import openvino
-
+        openvino = load_openvino()
         hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision]}
         if threads:
             hints["INFERENCE_NUM_THREADS"] = threads
@@ -81,6 +82,14 @@ def open_session(graph: Path, form: str, precision: str = "float32", threads: in
     require(PACKAGES[form], form)
     with explained(f"{graph}: {PACKAGES[form]} cannot read it"):
         return OnnxRuntime(graph, threads) if form == "onnx" else OpenVino(graph, threads, precision)
+
+
+def load_openvino() -> ModuleType:
+    """The module, without the package that sends Google Analytics word of its import and of each conversion."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it cannot be imported
+    import openvino
+
+    return openvino
 
 
 def require(package: str, extra: str) -> None:
