@@ -151,7 +151,7 @@ def test_a_broken_picture_is_a_row_of_the_batch(service, tmp_path):
         file.writestr(".DS_Store", "x")
         file.mkdir("empty")
     rows = list(service.batch([PICTURE, broken, archive], "zipper", "industrial", NANO))
-    assert [row.name for row in rows] == ["zipper-1.jpg", "broken.png", "../../etc/zipper.jpg", "folder/note.txt"]
+    assert [row.name for row in rows] == ["zipper-1.jpg", "broken.png", "etc/zipper.jpg", "folder/note.txt"]
     assert [row.error is None for row in rows] == [True, False, True, False]
     assert rows[0].result.score == rows[2].result.score == Pipeline.from_pretrained()(PICTURE, "zipper").score
     assert str(tmp_path) not in str(rows[1].error)

@@ -1,13 +1,14 @@
 """`tipsomaly detect` and `compare`: pictures."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, cast
 
 import typer
-from tqdm import tqdm
 
 from tipsomaly.cli.options import (
     OUTPUT,
@@ -33,7 +34,6 @@ from tipsomaly.cli.options import (
     app,
     choose_formats,
     fail,
-    find_pictures,
     folder_path,
     load_pipeline,
     matches,
@@ -43,8 +43,10 @@ from tipsomaly.cli.options import (
     split_kinds,
 )
 from tipsomaly.cli.outcomes import Outcomes
+from tipsomaly.cli.sources import Pictures, Source, find_sources
 from tipsomaly.cli.watch import THRESHOLDS, check_usage, watch
 from tipsomaly.cli.webhook import Webhook
+from tipsomaly.data.archives import is_archive
 from tipsomaly.detection import visualization
 from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.exported import is_export
@@ -60,7 +62,10 @@ from tipsomaly.files import file_name, to_json, whole_file
 def detect(
     context: typer.Context,
     images: Annotated[
-        list[str], typer.Argument(help="Files, folders (searched recursively) or globs.", callback=not_empty)
+        list[str],
+        typer.Argument(
+            help="Files, folders (searched recursively), globs, or zip and tar archives.", callback=not_empty
+        ),
     ],
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
@@ -147,7 +152,13 @@ def detect(
         fail("--webhook goes with --watch", 2)
     if watched and mutual:
         fail("--mutual compares pictures that are all there: leave out --watch", 2)
-    sources = check_usage(images, folder, chosen, webhook) if watched else find_pictures(images)
+    folders = check_usage(images, folder, chosen, webhook) if watched else []
+    sources = [] if watched else find_sources(images)
+    if not all(isinstance(source, Path) for source in sources):
+        if mutual:
+            fail("--mutual compares pictures in folders: unpack the archive first", 2)
+        if "labelstudio" in chosen:
+            fail("Label Studio opens files: unpack the archive for --format labelstudio", 2)
     more: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
     more |= {"readout": readout, "top": top}
     more |= reference_options(reference, evidence)
@@ -174,37 +185,42 @@ def detect(
                 _compile(pipe, batch_size)
             if webhook:
                 stack.enter_context(Webhook(webhook, records.folder))
-            watch(pipe, sources, class_name, batch_size, outcomes, records, calibration)
-        _score(pipe, sources, class_name, batch_size, outcomes, compiled=compiled, mutual=mutual)
+            watch(pipe, folders, class_name, batch_size, outcomes, records, calibration)
+        given = _score(pipe, sources, class_name, batch_size, outcomes, compiled=compiled, mutual=mutual)
     if failed := outcomes.failed:
-        print(f"{failed} of {len(sources)} pictures failed", file=sys.stderr)
+        print(f"{failed} of {given} pictures failed", file=sys.stderr)
         raise typer.Exit(1)
 
 
 def _score(
     pipe: Pipeline,
-    sources: list[Path],
+    sources: Sequence[Source],
     class_name: str,
     batch_size: int,
     outcomes: Outcomes,
     *,
     compiled: bool,
     mutual: bool,
-) -> None:
-    """Score the pictures that have no result in the records yet, or for formats all, and say so."""
-    records = outcomes.records
-    sources = [source for source in sources if not (records and records.made(source))]
-    if records and (before := sum(map(records.has, sources))):
-        print(f"{before} of {len(sources)} pictures have results in {printable(records.folder)}", file=sys.stderr)
-        if not outcomes.targets and not mutual:  # they are told of every picture; all score each other
-            sources = [source for source in sources if not records.has(source)]
-    if compiled and sources:
+) -> int:
+    """Score the pictures that have no result in the records yet, or for formats all, and say so; returns how many
+    pictures there are."""
+    # Formats are told of every picture; with `mutual` all score each other.
+    pictures = Pictures(sources, outcomes, skip=not outcomes.targets and not mutual)
+    rest = iter(pictures)
+    first = list(islice(rest, 1))
+    if compiled and first:
         _compile(pipe, batch_size)
-    stream = pipe.stream(sources, class_name, batch_size=batch_size, errors="yield", together=mutual)
-    for source, outcome in tqdm(zip(sources, stream, strict=True), total=len(sources), unit="picture", disable=None):
-        outcomes.take(source, outcome)
+    given = chain(first, rest)
+    with pictures.bar:
+        for outcome in pipe.stream(given, class_name, batch_size=batch_size, errors="yield", together=mutual):
+            outcomes.take(pictures.names.popleft(), outcome)
+            pictures.bar.update()
+    if outcomes.records and pictures.before:
+        where = printable(outcomes.records.folder)
+        print(f"{pictures.before} of {pictures.given} pictures have results in {where}", file=sys.stderr)
     if outcomes.drift and (drifted := outcomes.drift.note()):
         print(f"drift: {drifted}", file=sys.stderr)
+    return pictures.given
 
 
 def _compile(pipe: Pipeline, batch_size: int) -> None:
@@ -280,6 +296,8 @@ def _detect_with_ray(
 ) -> None:
     if output is None:
         fail("--engine ray needs --output DIR for the scores", 2)
+    if any(map(is_archive, sources)):
+        fail("--engine ray takes no archives: unpack them first", 2)
     try:
         from tipsomaly import distributed
     except ModuleNotFoundError as error:

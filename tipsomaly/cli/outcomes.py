@@ -22,7 +22,7 @@ class Outcomes:
         self.records, self.targets, self.drift, self.as_json = records, targets, drift, as_json
         self.failed = 0
 
-    def take(self, source: Path, outcome: Result | ImageError) -> None:
+    def take(self, source: str | Path, outcome: Result | ImageError) -> None:
         """A picture's result, or why there is none, which is said."""
         if isinstance(outcome, Result):
             try:
@@ -33,7 +33,7 @@ class Outcomes:
         tqdm.write(f"error: {outcome}", file=sys.stderr)
         self.fail(source, outcome)
 
-    def add(self, source: Path, result: Result, more: Mapping[str, Any] | None = None) -> None:
+    def add(self, source: str | Path, result: Result, more: Mapping[str, Any] | None = None) -> None:
         """Save a result: its files, then the formats, at last the record, with `more` in it, so that what has a record
         has everything. Raises ImageError if the file is no longer the picture that was scored."""
         record = {"image": file_name(source), **result.record(), **(more or {})}
@@ -54,7 +54,7 @@ class Outcomes:
             kind = "  {} {:.2f}".format(*next(iter(result.kinds.items()))) if result.kinds else ""
             tqdm.write(f"{parts}{verdict}{kind}  {printable(source)}{note}", file=sys.stdout)
 
-    def fail(self, source: Path, error: ImageError) -> None:
+    def fail(self, source: str | Path, error: ImageError) -> None:
         """Record that a picture could not be used."""
         self.failed += 1
         record = {"image": file_name(source), "error": str(error)}

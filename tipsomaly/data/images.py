@@ -22,9 +22,20 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535
 """Pixels; as in JPEG. A map's resampling takes memory in proportion to the longer side."""
 
-ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A picture that is no file of its own, but in an archive, a data set or a video."""
+
+    name: str
+    """What records and errors call it."""
+    content: "bytes | Image.Image | np.ndarray | ImageError"
+    """An encoded file's bytes, pixels, or why there are none; the error names the picture."""
+
+
+ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor | Named
 """A path, an encoded file's bytes, a PIL image, or an array or dense tensor: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4),
-of uint8, uint16, bool, or floats in [0, 1]."""
+of uint8, uint16, bool, or floats in [0, 1]; or one of these with a name."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +71,29 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS, enough: int | 
     """
     if isinstance(source, str | Path):
         return _open_file(Path(source), max_pixels, enough)
-    if isinstance(source, bytes | bytearray | memoryview):
-        if not len(source):
-            raise ImageError("image: no bytes at all")
-        return _decode(io.BytesIO(source), "image", max_pixels, enough)
-    if isinstance(source, Image.Image):
-        with _explained("image", max_pixels):
-            loaded = _to_rgb(source, "image", max_pixels, source.tell())
-            return replace(loaded, image=source.copy()) if loaded.image is source else loaded
-    if isinstance(source, Tensor):
-        return LoadedImage(_from_array(_from_tensor(source), "tensor", max_pixels))
-    if isinstance(source, np.ndarray):
-        return LoadedImage(_from_array(np.asarray(source), "array", max_pixels))
+    name, content = (printable(source.name), source.content) if isinstance(source, Named) else ("", source)
+    if isinstance(content, ImageError):
+        raise content
+    if isinstance(content, bytes | bytearray | memoryview):
+        if not len(content):
+            raise ImageError(f"{name or 'image'}: no bytes at all")
+        return _decode(io.BytesIO(content), name or "image", max_pixels, enough)
+    if isinstance(content, Image.Image):
+        with _explained(name or "image", max_pixels):
+            loaded = _to_rgb(content, name or "image", max_pixels, content.tell())
+            return replace(loaded, image=content.copy()) if loaded.image is content else loaded
+    if isinstance(content, Tensor):
+        return LoadedImage(_from_array(_from_tensor(content), "tensor", max_pixels))
+    if isinstance(content, np.ndarray):
+        return LoadedImage(_from_array(np.asarray(content), name or "array", max_pixels))
     raise ImageError(f"image: expected a path, bytes, a PIL image or an array, not {type(source).__name__}")
+
+
+def source_name(source: object) -> str | None:
+    """What a picture is called that is a file or has a name; None for mere pixels or bytes."""
+    if isinstance(source, Named):
+        return source.name
+    return str(source) if isinstance(source, str | Path) else None
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:

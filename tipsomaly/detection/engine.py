@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from numbers import Integral
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tipsomaly.data.images import ImageSource
+from tipsomaly.data.images import ImageSource, source_name
 from tipsomaly.detection import scoring
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.combination import Use
@@ -249,9 +248,7 @@ def _finite(view: View) -> View | ImageError:
     scores = [tensor for views in view.picture.scores.values() for s in views for tensor in (s.image, s.patch_map)]
     if all(tensor.isfinite().all() for tensor in scores):
         return view
-    source = view.picture.source
-    name = printable(source) if isinstance(source, str | Path) else "image"
-    return ImageError(f"{name}: {NOT_FINITE}")
+    return ImageError(f"{printable(source_name(view.picture.source) or 'image')}: {NOT_FINITE}")
 
 
 def check_batch_size(size: int) -> None:

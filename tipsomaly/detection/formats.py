@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -257,6 +258,10 @@ FORMATS: Mapping[str, Callable[[Path], Format]] = {
 """By the name of `--format`; each is made with the folder of the results."""
 
 
+UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+"""Characters of a file's name that not every system takes."""
+
+
 class Stems:
     """A file-name stem for each picture, unique within a run: pictures of one name come from several folders. `used`
     are those that other files have."""
@@ -264,9 +269,10 @@ class Stems:
     def __init__(self, used: Iterable[str] = ()) -> None:
         self.used = {stem.lower(): 1 for stem in used}  # and the last number that was put after each
 
-    def __call__(self, source: Path) -> str:
-        # Room for the endings we add; what is not UTF-8 in a name is left out.
-        stem = base = source.stem.encode(errors="ignore")[:200].decode(errors="ignore") or "image"
+    def __call__(self, source: str | Path) -> str:
+        # Room for the endings we add; what is not UTF-8 in a name is left out, what Windows does not take replaced.
+        plain = UNSAFE.sub("_", Path(source).stem)
+        stem = base = plain.encode(errors="ignore")[:200].decode(errors="ignore") or "image"
         number = self.used.get(base.lower(), 1)
         while stem.lower() in self.used:
             number += 1

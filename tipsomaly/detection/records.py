@@ -82,16 +82,16 @@ class Records:
         """The names of the pictures that have results, as the records spell them."""
         return self._done.keys()
 
-    def has(self, source: Path) -> bool:
+    def has(self, source: str | Path) -> bool:
         """Whether there is a result of this picture."""
         return file_name(source) in self._done
 
-    def made(self, source: Path) -> bool:
+    def made(self, source: str | Path) -> bool:
         """Whether this is no picture to score but an overlay of one, where pictures and results share a folder."""
-        inside = os.path.abspath(source.parent) == os.path.abspath(self.folder)
-        return inside and source.name in self._overlays
+        folder, name = os.path.split(source)
+        return name in self._overlays and os.path.abspath(folder) == os.path.abspath(self.folder)
 
-    def stem(self, source: Path) -> str:
+    def stem(self, source: str | Path) -> str:
         """What the names of a picture's files begin with: what they did, or what no other picture's do."""
         return self._done.get(file_name(source)) or self._stems(source)
 
@@ -99,7 +99,7 @@ class Records:
         """Write the map and the overlay of a picture; returns their names in the folder."""
         return {kind: path.name for kind, path in result.save(self.folder, stem).items()}
 
-    def add(self, source: Path, record: Mapping[str, Any]) -> None:
+    def add(self, source: str | Path, record: Mapping[str, Any]) -> None:
         """Append a line, if the picture has none. If the disk does not take all of it, none of it stays, and the
         OSError names the file."""
         if self.has(source):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from tipsomaly.data.images import ImageSource, load_image
+from tipsomaly.data.images import ImageSource, load_image, source_name
 from tipsomaly.detection import scoring, visualization
 from tipsomaly.detection.combination import Use
 from tipsomaly.detection.references import References
@@ -295,7 +295,7 @@ class Result:
         picture's file name unless given.
         """
         folder = Path(folder)
-        stem = stem or (Path(self.source).stem if isinstance(self.source, str | Path) else "image")
+        stem = stem or Path(source_name(self.source) or "image").stem
         paths = {"map": folder / f"{stem}_map.npy", "overlay": folder / f"{stem}_overlay.png"}
         overlay = self.overlay(self.pixel_threshold)
         with whole_file(paths["map"]) as file:

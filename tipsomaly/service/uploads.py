@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tipsomaly.data.archives import zip_members
 from tipsomaly.data.images import ImageSource, LoadedImage, load_image
 from tipsomaly.data.masks import mask_pixels
 from tipsomaly.errors import DatasetError, ImageError, printable
@@ -97,40 +98,26 @@ def count(files: Iterable[str | Path]) -> int:
 
 def _members(file: Path) -> int:
     try:
-        with zipfile.ZipFile(file) as archive:
-            return sum(map(_wanted, archive.infolist()))
-    except Exception:  # zipfile raises nearly anything, and most files are no zips
+        return sum(1 for _ in zip_members(file))
+    except ImageError:  # most files are no zips
         return 1
-
-
-def _wanted(member: zipfile.ZipInfo) -> bool:
-    hidden = Path(member.filename).name.startswith(".") or "__MACOSX" in member.filename
-    return not (member.is_dir() or hidden)
 
 
 def _unzipped(path: Path, left: int) -> Generator[tuple[str, "ImageSource | ImageError"], None, int]:
     """The files of a zip, as long as `left` bytes last; returns what is left of them."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if not _wanted(member):
-                    continue
-                content = _unpacked(archive, member, min(MAX_FILE, left))
-                left -= len(content) if isinstance(content, bytes) else min(MAX_FILE, left)
-                yield _label(member.filename), content
-    except Exception as error:  # zipfile raises nearly anything
-        yield _label(path.name), ImageError(f"zip: damaged ({printable(str(error))[:120]})")
+        for member in zip_members(path):
+            limit = min(MAX_FILE, left)
+            try:
+                content = member.read(limit)
+                left -= len(content)
+                yield _label(member.name), content
+            except ImageError as error:
+                left -= limit
+                yield _label(member.name), ImageError(f"zip: {error}")
+    except ImageError as error:
+        yield _label(path.name), ImageError(f"zip: {error}")
     return left
-
-
-def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes | ImageError:
-    """A file in a zip. A bomb is left alone at the limit, whatever its header says."""
-    try:
-        with archive.open(member) as file:
-            content = file.read(limit + 1)
-    except Exception as error:  # encrypted, damaged, an unknown method
-        return ImageError(f"zip: cannot be unpacked ({printable(str(error))[:120]})")
-    return content if len(content) <= limit else ImageError(f"zip: more than {limit >> 20} MiB unpacked")
 
 
 def _label(name: str) -> str:
