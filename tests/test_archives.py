@@ -89,9 +89,9 @@ def test_what_does_not_go_with_archives_is_said_first(here, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w"):
         pass
     for options, message in (
-        (["--mutual"], "unpack the archive first"),
-        (["--format", "labelstudio", "--output", tmp_path / "out"], "unpack the archive for --format labelstudio"),
-        (["--engine", "ray", "--output", tmp_path / "out"], "takes no archives"),
+        (["--mutual"], "not in archives or data sets"),
+        (["--format", "labelstudio", "--output", tmp_path / "out"], "Label Studio opens files"),
+        (["--engine", "ray", "--output", tmp_path / "out"], "no archives and no hf://"),
     ):
         done = here("detect", tmp_path / "a.zip", *options)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)

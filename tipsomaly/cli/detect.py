@@ -47,6 +47,7 @@ from tipsomaly.cli.sources import Pictures, Source, find_sources
 from tipsomaly.cli.watch import THRESHOLDS, check_usage, watch
 from tipsomaly.cli.webhook import Webhook
 from tipsomaly.data.archives import is_archive
+from tipsomaly.data.hugging_face import SCHEME
 from tipsomaly.detection import visualization
 from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.exported import is_export
@@ -64,7 +65,8 @@ def detect(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders (searched recursively), globs, or zip and tar archives.", callback=not_empty
+            help="Files, folders (searched recursively), globs, zip and tar archives, or hf:// data sets.",
+            callback=not_empty,
         ),
     ],
     model: ModelOption = "nano",
@@ -156,9 +158,9 @@ def detect(
     sources = [] if watched else find_sources(images)
     if not all(isinstance(source, Path) for source in sources):
         if mutual:
-            fail("--mutual compares pictures in folders: unpack the archive first", 2)
+            fail("--mutual compares pictures in folders, not in archives or data sets", 2)
         if "labelstudio" in chosen:
-            fail("Label Studio opens files: unpack the archive for --format labelstudio", 2)
+            fail("Label Studio opens files: --format labelstudio is not for archives and data sets", 2)
     more: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
     more |= {"readout": readout, "top": top}
     more |= reference_options(reference, evidence)
@@ -296,8 +298,8 @@ def _detect_with_ray(
 ) -> None:
     if output is None:
         fail("--engine ray needs --output DIR for the scores", 2)
-    if any(map(is_archive, sources)):
-        fail("--engine ray takes no archives: unpack them first", 2)
+    if any(is_archive(name) or name.startswith(SCHEME) for name in sources):
+        fail("--engine ray takes files and folders, no archives and no hf://", 2)
     try:
         from tipsomaly import distributed
     except ModuleNotFoundError as error:

@@ -9,17 +9,25 @@ from tqdm import tqdm
 from tipsomaly.cli.options import find_pictures
 from tipsomaly.cli.outcomes import Outcomes
 from tipsomaly.data.archives import Archive, is_archive
+from tipsomaly.data.hugging_face import SCHEME, HubDataset
 from tipsomaly.data.images import Named, source_name
 from tipsomaly.files import is_file
 
-Source = Path | Archive
+Source = Path | Archive | HubDataset
 """A picture, or what has several."""
 
 
 def find_sources(names: list[str]) -> list[Source]:
-    """What the arguments of a command name, each once, in order. A file is named there or lies in a folder that is;
-    an archive is always named."""
-    return [Archive(path) if is_archive(path) and is_file(path) else path for path in find_pictures(names)]
+    """What the arguments of a command name, each once, in order. A picture is named there or lies in a folder that is;
+    what has several is always named."""
+    found: dict[object, Source] = {}
+    for name in names:
+        if name.startswith(SCHEME):
+            found[name] = HubDataset(name)
+        else:
+            for path in find_pictures([name]):
+                found[path] = Archive(path) if is_archive(path) and is_file(path) else path
+    return list(found.values())
 
 
 class Pictures:
