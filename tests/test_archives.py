@@ -89,7 +89,7 @@ def test_what_does_not_go_with_archives_is_said_first(here, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w"):
         pass
     for options, message in (
-        (["--mutual"], "not in archives or data sets"),
+        (["--mutual"], "not in archives"),
         (["--format", "labelstudio", "--output", tmp_path / "out"], "Label Studio opens files"),
         (["--engine", "ray", "--output", tmp_path / "out"], "no archives and no hf://"),
     ):

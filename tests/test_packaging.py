@@ -49,7 +49,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(installed):
     assert {f"Paper, {url}" for url in PROJECT["urls"].values() if "arxiv" in url} <= {
         *distribution.metadata.get_all("Project-URL")
     }
-    extras = {"app", "mcp", "ray", "siglip2", "onnx", "openvino", "supervision", "hf", "test"}
+    extras = {"app", "mcp", "ray", "siglip2", "onnx", "openvino", "supervision", "hf", "video", "test"}
     assert extras <= {*distribution.metadata.get_all("Provides-Extra")}
     for name in extras:  # each brings something
         assert any(f'extra == "{name}"' in requirement for requirement in distribution.requires)

@@ -43,11 +43,12 @@ from tipsomaly.cli.options import (
     split_kinds,
 )
 from tipsomaly.cli.outcomes import Outcomes
-from tipsomaly.cli.sources import Pictures, Source, find_sources
+from tipsomaly.cli.sources import Pictures, Source, draw_scores, find_sources, find_videos
 from tipsomaly.cli.watch import THRESHOLDS, check_usage, watch
 from tipsomaly.cli.webhook import Webhook
 from tipsomaly.data.archives import is_archive
 from tipsomaly.data.hugging_face import SCHEME
+from tipsomaly.data.video import Video
 from tipsomaly.detection import visualization
 from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.exported import is_export
@@ -106,6 +107,10 @@ def detect(
     watched: Annotated[
         bool, typer.Option("--watch", help="Go on with pictures that come into the folders, until Ctrl-C.")
     ] = False,
+    video: Annotated[
+        bool, typer.Option("--video", help="IMAGES are videos, streams (rtsp://...) or cameras (camera:0).")
+    ] = False,
+    fps: Annotated[float | None, typer.Option(help="With --video: frames of a second to score; default: 1.")] = None,
     webhook: Annotated[
         str | None, typer.Option(metavar="URL", help="With --watch: also send each result there, as JSON by POST.")
     ] = None,
@@ -127,6 +132,9 @@ def detect(
     With --watch each picture that comes into the folders is scored once it is whole, until Ctrl-C; of one name there is
     one result. --calibration FILE may be replaced meanwhile. What --webhook URL does not take is kept and sent later.
 
+    With --video frames are scored; each record has its time in seconds, and DIR gets a strip of the scores over time of
+    each video. A camera is scored until Ctrl-C.
+
     With --engine ray, IMAGES may also be Parquet files, and IMAGES and DIR URIs of buckets; DIR gets files of scores
     alone, and the same command again scores what is not yet in them.
 
@@ -136,8 +144,8 @@ def detect(
     if engine == "ray":
         if is_export(model):
             fail("an export runs on this machine alone: leave out --engine ray", 2)
-        if compiled or as_json or overwrite or mutual or watched:
-            fail("--compile, --json, --overwrite, --mutual and --watch are not for --engine ray", 2)
+        if compiled or as_json or overwrite or mutual or watched or video:
+            fail("--compile, --json, --overwrite, --mutual, --watch and --video are not for --engine ray", 2)
         options: dict[str, Any] = {"prompts": prompts, "image_size": image_size, "domain": domain, "mode": mode}
         options |= {"kinds": split_kinds(kinds), "readout": readout, "top": top}
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype}
@@ -154,13 +162,17 @@ def detect(
         fail("--webhook goes with --watch", 2)
     if watched and mutual:
         fail("--mutual compares pictures that are all there: leave out --watch", 2)
+    if watched and video:
+        fail("--watch is for folders, --video for videos and cameras", 2)
+    if fps is not None and not video:
+        fail("--fps goes with --video", 2)
     folders = check_usage(images, folder, chosen, webhook) if watched else []
-    sources = [] if watched else find_sources(images)
+    sources = [] if watched else find_videos(images, fps) if video else find_sources(images)
     if not all(isinstance(source, Path) for source in sources):
         if mutual:
-            fail("--mutual compares pictures in folders, not in archives or data sets", 2)
+            fail("--mutual compares pictures in folders, not in archives, data sets or videos", 2)
         if "labelstudio" in chosen:
-            fail("Label Studio opens files: --format labelstudio is not for archives and data sets", 2)
+            fail("Label Studio opens files: --format labelstudio is not for archives, data sets and videos", 2)
     more: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
     more |= {"readout": readout, "top": top}
     more |= reference_options(reference, evidence)
@@ -181,6 +193,7 @@ def detect(
             known = records.images if watched else ()
             targets = [stack.enter_context(Csv(folder, known) if known else FORMATS[name](folder)) for name in chosen]
         drift = Drift(found) if (found := pipe.references(class_name)) else None
+        verdict = pipe.calibration or found
         outcomes = Outcomes(records, targets, drift, as_json)
         if watched and records:
             if compiled:
@@ -188,6 +201,10 @@ def detect(
             if webhook:
                 stack.enter_context(Webhook(webhook, records.folder))
             watch(pipe, folders, class_name, batch_size, outcomes, records, calibration)
+        if records and video:
+            stack.callback(draw_scores, sources, records, verdict.image_threshold if verdict else None)
+        if any(isinstance(source, Video) and source.live for source in sources):
+            batch_size = 1  # more would wait for each other
         given = _score(pipe, sources, class_name, batch_size, outcomes, compiled=compiled, mutual=mutual)
     if failed := outcomes.failed:
         print(f"{failed} of {given} pictures failed", file=sys.stderr)

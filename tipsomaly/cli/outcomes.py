@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tipsomaly.data.images import Named
 from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.formats import Format
 from tipsomaly.detection.records import Records
@@ -36,7 +37,8 @@ class Outcomes:
     def add(self, source: str | Path, result: Result, more: Mapping[str, Any] | None = None) -> None:
         """Save a result: its files, then the formats, at last the record, with `more` in it, so that what has a record
         has everything. Raises ImageError if the file is no longer the picture that was scored."""
-        record = {"image": file_name(source), **result.record(), **(more or {})}
+        known = result.source.more if isinstance(result.source, Named) else {}
+        record = {"image": file_name(source), **known, **result.record(), **(more or {})}
         if self.records:
             stem = self.records.stem(source)
             record |= self.records.save(result, stem)

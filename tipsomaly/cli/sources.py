@@ -4,17 +4,23 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from tipsomaly.cli.options import find_pictures
+from tipsomaly.cli.options import find_pictures, matches
 from tipsomaly.cli.outcomes import Outcomes
 from tipsomaly.data.archives import Archive, is_archive
 from tipsomaly.data.hugging_face import SCHEME, HubDataset
 from tipsomaly.data.images import Named, source_name
-from tipsomaly.files import is_file
+from tipsomaly.data.video import Video
+from tipsomaly.detection.formats import Stems
+from tipsomaly.detection.records import RESULTS, Records, read_records
+from tipsomaly.files import file_name, is_file, write_atomically
 
-Source = Path | Archive | HubDataset
+Source = Path | Archive | HubDataset | Video
 """A picture, or what has several."""
+FPS = 1.0
+"""Frames of a second of a video that are scored."""
 
 
 def find_sources(names: list[str]) -> list[Source]:
@@ -28,6 +34,31 @@ def find_sources(names: list[str]) -> list[Source]:
             for path in find_pictures([name]):
                 found[path] = Archive(path) if is_archive(path) and is_file(path) else path
     return list(found.values())
+
+
+def find_videos(names: list[str], fps: float | None) -> list[Source]:
+    """What the arguments of a command with --video name, each once, in order."""
+    places = [place for name in names for place in matches(name) or [name]]
+    return [Video(place, FPS if fps is None else fps) for place in dict.fromkeys(places)]
+
+
+def draw_scores(sources: Sequence[Source], records: Records, threshold: float | None) -> None:
+    """Beside the results of videos, a strip of the scores over time for each: those of earlier runs, too."""
+    from tipsomaly.studies.figures import over_time
+
+    live = {file_name(source.place): source.live for source in sources if isinstance(source, Video)}
+    videos: dict[str, list[tuple[float, float]]] = {place: [] for place in live}
+    for record in read_records(records.folder / RESULTS) if videos else ():
+        place = record["image"].rpartition("/")[0]
+        if place in videos and "score" in record and "time" in record:
+            videos[place].append((record["time"], record["score"]))
+    stems = Stems()
+    for place, scores in videos.items():
+        stem = stems(place)
+        if scores:
+            seconds, values = np.array(sorted(scores)).T
+            picture = over_time(seconds - seconds[0] if live[place] else seconds, values, threshold)
+            write_atomically(records.folder / f"{stem}_scores.png", picture)
 
 
 class Pictures:

@@ -3,9 +3,9 @@
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Named:
     """What records and errors call it."""
     content: "bytes | Image.Image | np.ndarray | ImageError"
     """An encoded file's bytes, pixels, or why there are none; the error names the picture."""
+    more: Mapping[str, float] = field(default_factory=dict)
+    """What its record says besides: of a frame its time."""
 
 
 ImageSource = str | Path | bytes | Image.Image | np.ndarray | Tensor | Named

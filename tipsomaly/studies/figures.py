@@ -39,6 +39,19 @@ def losses(history: Sequence[Sequence[float]], label: str) -> bytes:
     return _png(figure)
 
 
+def over_time(seconds: np.ndarray, scores: np.ndarray, threshold: float | None) -> bytes:
+    """A strip of the scores of a video's frames, with the threshold of a calibrated pipeline."""
+    figure = _figure((10, 2.5))
+    axes = figure.subplots()
+    axes.plot(seconds, scores, ".-", linewidth=1)
+    if threshold is not None:
+        axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
+        axes.legend()
+    axes.set(xlabel="seconds", ylabel="score", ylim=(0, max(1.0, scores.max())))
+    axes.margins(x=0.01)
+    return _png(figure)
+
+
 def confusion(names: Sequence[str], counts: np.ndarray) -> bytes:
     """A matrix (n, n) of counts: rows are what the pictures are, columns what they were taken for; the shade is the
     share of a row."""
