@@ -43,6 +43,12 @@ THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS).set(
     link_text_color_visited_dark="*secondary_300",
 )
 FILES_KEPT = 3600  # seconds
+SCROLL = """picture => {
+  const results = document.querySelector("#results"), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (picture && results.getBoundingClientRect().left < 100)
+    results.scrollIntoView({behavior: still ? "auto" : "smooth"});
+}"""
+"""Where the results are below the picture, as on a phone, whoever chose a picture is brought to them."""
 
 
 def build(space: Space) -> gr.Blocks:
@@ -61,7 +67,7 @@ def build(space: Space) -> gr.Blocks:
                     type="filepath",
                     image_mode=None,
                     sources=["upload", "clipboard", "webcam"],
-                    height=280,
+                    height=300,
                     elem_id="picture",
                     alt_text="The picture that is inspected",
                 )
@@ -75,7 +81,7 @@ def build(space: Space) -> gr.Blocks:
                 run = gr.Button("Inspect", variant="primary")
                 samples = gr.Gallery(
                     [(str(example.picture), example.caption) for example in demo.examples.all],
-                    label="Examples: good, and with a composed defect",
+                    label="Examples: good, and defective",
                     columns=2,  # a pair a row
                     height=420,
                     object_fit="cover",
@@ -87,11 +93,11 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Accordion("Model and prompts", open=False):
                     model = gr.Dropdown(space.choices, label="Model / learned prompts, for the map")
                     domain = gr.Radio(list(ENSEMBLES), value="industrial", label="Fixed prompts, for the image score")
-            with gr.Column(scale=2, min_width=320), gr.Tabs(overflow_behavior="wrap"):
+            with gr.Column(scale=2, min_width=320), gr.Tabs(overflow_behavior="wrap", elem_id="results"):
                 settings: list[Any] = [class_name, domain, model]
                 with gr.Tab("Detection") as tab_d:
                     card = gr.HTML(OPENING)
-                    overlay = gr.Image(label="Anomaly map over the picture", height=420, buttons=BUTTONS, **picture)
+                    overlay = gr.Image(label="Anomaly map", height=440, buttons=BUTTONS, elem_id="overlay", **picture)
                     gr.HTML(comparison.legend())
                     verdicts = VerdictPanel(space, demo.examples, explained)
                     spoken = gr.HTML()
@@ -100,9 +106,8 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Tab("Localization") as tab_l:
                     slider = gr.ImageSlider(label="Picture | anomaly map", max_height=420, **picture)
                     scale = gr.HTML(comparison.legend())
-                    with gr.Row():
-                        threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the map", elem_id="threshold")
-                        rescaled = gr.Checkbox(label="Stretch the colours to this picture")
+                    threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the map", elem_id="threshold")
+                    rescaled = gr.Checkbox(label="Stretch the colours to this picture")
                     with gr.Row():
                         outlined = gr.Image(
                             label="Regions above the threshold",
@@ -172,24 +177,22 @@ def build(space: Space) -> gr.Blocks:
         inspected = [inspection, card, overlay, data, spoken, threshold, *drawn]
         app.load(demo.opening, None, [*picked, *inspected], show_progress="hidden", **private)
 
-        def judge(event: Callable[..., Any]) -> Any:
-            return event(
+        def judge(event: Callable[..., Any], brings: bool = False) -> None:
+            judged = event(
                 demo.inspect,
                 [image, *settings, threshold, rescaled, verdicts.calibration],
                 inspected,
                 **private,
                 **model_runs,
             )
+            if brings:
+                judged.then(None, image, None, js=SCROLL)
 
         # whatever is changed, what is shown is of what is chosen now
-        for event in (
-            run.click,
-            own_picture.then,
-            own_batch.then,
-            pick.then,
-            *(component.input for component in settings),
-        ):
+        for event in (own_batch.then, *(component.input for component in settings)):
             judge(event)
+        for event in (run.click, own_picture.then, pick.then):
+            judge(event, brings=True)
         verdicts.connect(image, settings, lambda e: judge(e.success), **model_runs)
         comparing.connect(tab_c, [tab_d, tab_l, tab_b, tab_a], image, settings, **model_runs)
         gr.on(

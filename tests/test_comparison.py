@@ -61,7 +61,7 @@ def test_the_difference_is_signed():
     ("fixed", "learned", "defect", "words"),
     [
         (TOP_LEFT, BOTTOM_RIGHT, BOTTOM_RIGHT, "The fixed map peaks outside the defect, the learned map on it"),
-        (TOP_LEFT, BOTTOM_RIGHT, TOP_LEFT, "here decoupling does harm"),
+        (TOP_LEFT, BOTTOM_RIGHT, TOP_LEFT, "The fixed map peaks on the defect, the learned map outside it; decoupled"),
         (BOTTOM_RIGHT, BOTTOM_RIGHT, BOTTOM_RIGHT, "Both maps peak on the defect"),
         (TOP_LEFT, TOP_LEFT, BOTTOM_RIGHT, "neither finds it"),
         (TOP_LEFT, BOTTOM_RIGHT, None, "Nothing is defective here"),
@@ -71,6 +71,14 @@ def test_the_sentence_says_what_the_mask_tells(fixed, learned, defect, words):
     said = comparison.sentence(Comparison(results(fixed, learned), {}, truth(defect)))
     assert words in said
     assert said.endswith("global score, 0.50 (learned: 0.10), and the learned map; its image score is 1.40.")
+
+
+@pytest.mark.parametrize(("learned", "harm"), [(0.3, True), (0.8, False)])
+def test_harm_is_said_where_the_learned_map_finds_less_of_the_defect(learned, harm):
+    metrics = {"fixed": {"aupro": 0.5}, "learned": {"aupro": learned}}
+    said = comparison.sentence(Comparison(results(), metrics, truth(TOP_LEFT)))
+    assert said.startswith("The fixed map peaks on the defect, the learned map outside it (AUPRO 50.0\xa0% and")
+    assert ("here decoupling does harm" in said) is harm
 
 
 def test_without_a_mask_no_map_is_called_right():

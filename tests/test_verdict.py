@@ -100,7 +100,7 @@ def test_the_card_says_the_verdict_and_what_it_is_worth(space, calibration):
     found = space.inspect(PICTURES / "tile-defect.jpg", *SETTINGS, low)
     card = score_card(found)
     assert ">Defective<" in card
-    assert "Above 5 of 5 good pictures; defective from 0.045 on" in card
+    assert "Above 5 of 5 good pictures; defective above 0.045" in card
     assert card.count('<i class="good" style') == 5
     (left,) = re.findall(r'class="here anomalous" style="left:(.*?)%', card)
     assert float(left) == pytest.approx(found.result.score * 50, abs=0.01)

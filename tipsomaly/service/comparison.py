@@ -45,7 +45,7 @@ CSS = """
 #comparison .decoupled.cell {border: 3px solid #4f46e5}
 .wide tr.decoupled {background: var(--background-fill-secondary); font-weight: 600}
 #comparison .more {display: grid; margin: .75rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(150px, 260px)); gap: .5rem}
+  grid-template-columns: repeat(auto-fill, minmax(max(140px, 23%), 1fr)); gap: .5rem}
 .card .note {font-size: .85rem}
 .wide {overflow-x: auto} .wide table {border-collapse: collapse; font-size: .85rem; white-space: nowrap}
 .wide td, .wide th {padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--border-color-primary)}
@@ -122,12 +122,15 @@ def sentence(comparison: Comparison) -> str:
         )
     on = {
         (False, True): "The fixed map peaks outside the defect, the learned map on it",
-        (True, False): "The fixed map peaks on the defect, the learned map outside it: here decoupling does harm",
+        (True, False): "The fixed map peaks on the defect, the learned map outside it",
         (True, True): "Both maps peak on the defect",
         (False, False): "Both maps peak outside the defect: neither finds it",
     }[peaks_on(fixed, truth), peaks_on(learned, truth)]
-    found = [comparison.metrics.get(name, {}).get("aupro") for name in ("fixed", "learned")]
-    areas = "" if None in found else f" (AUPRO {percent(found[0])} and {percent(found[1])})"
+    areas = ""
+    found, finds = (comparison.metrics.get(name, {}).get("aupro") for name in ("fixed", "learned"))
+    if found is not None and finds is not None:
+        areas = f" (AUPRO {percent(found)} and {percent(finds)})"
+        areas += ": here decoupling does harm" if finds < found else ""
     return f"{on}{areas}; {keeps}"
 
 

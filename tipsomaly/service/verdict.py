@@ -69,7 +69,7 @@ def card(inspection: Inspection, where: str = "") -> str:
         return f"<p>Anomaly score {score}</p>{said}"
     words = "Defective" if result.is_anomalous else "Looks normal"
     kind = "anomalous" if result.is_anomalous else "normal"
-    said, more = f"Defective from {result.image_threshold:.3f} on", ""
+    said, more = f"Defective above {result.image_threshold:.3f}", ""
     if calibration and calibration.scores:
         below = sum(score < result.score for score in calibration.scores)
         said = f"Above {below} of {calibration.pictures} good pictures{where and f' {escape(where)}'}; {said.lower()}"
