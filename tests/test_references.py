@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.stats import beta
 
 from tipsomaly import ImageError, ModelError
-from tipsomaly.detection.combination import GLOBAL, Scale, Scales, combine, squash
+from tipsomaly.detection.combination import Scale, Scales, combine, squash
 from tipsomaly.detection.drift import Drift
 from tipsomaly.detection.leave_one_out import ALONE, LEAST, Normal, fit, turn
 from tipsomaly.detection.memory import Neighbours, Subspace, coreset, nearest, unit_tokens
@@ -114,7 +114,8 @@ def test_every_picture_is_really_left_out(numbers, kind):
     scores = []
     for i in range(4):
         rest = torch.cat([distances[:i], distances[i + 1 :]])
-        scores.append(float(squash((distances[i] - rest.mean()) / rest.std(unbiased=False)).max()))
+        peak = rest.flatten(1).amax(1).mean()  # of the others, which has a score of one half
+        scores.append(1 / (1 + math.exp(-float((distances[i].max() - peak) / rest.std(unbiased=False)) / 3)))
     np.testing.assert_allclose(found.scores["memory"], sorted(scores), rtol=1e-4)
     plain = sorted(float(p.images[1] + p.patches[0].max()) for p in pictures)
     np.testing.assert_allclose(found.scores["prompts"], plain, rtol=1e-6)
@@ -146,26 +147,40 @@ def test_pictures_that_are_alike_have_a_heavy_memory_and_unlike_ones_none(number
     )
     assert alike.likeness < 0.5 and alike.weight == 2 and alike.use == "both"
     assert unlike.likeness > 0.8 and unlike.weight < alike.weight
-    far = replace(unlike, likeness=1.7, weight=LEAST)
+    far = replace(unlike, likeness=3.1, weight=LEAST)
     assert far.use == "prompts" and "unlike" in far.reason
     assert far.using("memory").use == "memory"
     assert replace(far, scores={use: s[:2] for use, s in far.scores.items()}).use == "both"  # of two nobody can say
 
 
+def test_the_peak_of_both_is_the_mean_of_the_normal_pictures_largest_sums(numbers):
+    pictures = pile(numbers, 4)
+    found = fit(pictures)
+    flat = [picture.tokens[0].flatten(0, 1) for picture in pictures]
+    rest = [torch.cat([other for other in flat if other is not own]) for own in flat]
+    distances = np.array([nearest(own, others).numpy() for own, others in zip(flat, rest, strict=True)])
+    p = np.array([picture.patches[0].flatten().numpy() for picture in pictures])
+    logits, weight = np.log(p / (1 - p)), found.weight
+    sums = [(values - values.mean()) / values.std() for values in (logits, distances)]
+    largest = ((sums[0] + weight * sums[1]) / math.hypot(1, weight)).max(axis=1)
+    assert found.scales.peaks == pytest.approx((sums[1].max(axis=1).mean(), largest.mean()), rel=1e-3)
+    tokens = torch.stack([picture.images for picture in pictures]).logit().mean(0)
+    assert found.scales.tokens == pytest.approx(tokens.tolist(), rel=1e-4)
+
+
 def test_both_share_one_scale(numbers):
-    scales = Scales(Scale(-1, 2), Scale(-2, 1), Scale(-3, 0.5), Scale(0.1, 0.02))
+    scales = Scales((-1, -2), Scale(-3, 0.5), Scale(0.1, 0.02), (5.0, 4.0))
     images = torch.tensor([[0.3, 0.6]])
     patches, distances = torch.rand(1, 3, 4, generator=numbers), torch.rand(1, 3, 4, generator=numbers) * 0.3
     both = combine(images, patches, distances, scales, 1.5, "both")
     p, d = patches.numpy(), distances.numpy()
     sums = ((np.log(p / (1 - p)) + 3) / 0.5 + 1.5 * (d - 0.1) / 0.02) / math.hypot(1, 1.5)
-    np.testing.assert_allclose(both.patches, 1 / (1 + np.exp(-(sums - 6) / 3)), rtol=1e-4, atol=1e-7)
-    logits = [math.log(p / (1 - p)) for p in (0.3, 0.6)]
-    tokens = [GLOBAL * (logits[0] + 1) / 2, GLOBAL * (logits[1] + 2)]
-    np.testing.assert_allclose(both.images[0], [1 / (1 + math.exp(-(t - 6) / 3)) for t in tokens], rtol=1e-5)
+    np.testing.assert_allclose(both.patches, 1 / (1 + np.exp(-(sums - 4) / 3)), rtol=1e-4, atol=1e-7)
+    odds = [0.3 / 0.7 * math.e, 0.6 / 0.4 * math.e**2]  # a logit of -1 and of -2 is normal
+    np.testing.assert_allclose(both.images[0], [o / (1 + o) for o in odds], rtol=1e-5)
     alone = combine(images, patches, distances, scales, 1.5, "memory")
     assert not alone.images.any()
-    assert alone.patches.argmax() == distances.argmax()
+    np.testing.assert_allclose(alone.patches, 1 / (1 + np.exp(-((d - 0.1) / 0.02 - 5) / 3)), rtol=1e-4, atol=1e-7)
     as_it_was = combine(images, patches, distances, scales, 1.5, "prompts")
     assert as_it_was.images is images and as_it_was.patches is patches
 
@@ -310,8 +325,9 @@ def test_tensors_that_cannot_be_are_refused(tmp_path, numbers, changes):
     [
         lambda r: r.update(weight=math.inf),
         lambda r: r.update(weight="1"),
-        lambda r: r["scales"][3].__setitem__(1, 0),
-        lambda r: r["scales"].pop(),
+        lambda r: r["scales"]["memory"].__setitem__(1, 0),
+        lambda r: r["scales"]["tokens"].pop(),
+        lambda r: r["scales"].pop("peaks"),
         lambda r: r["options"].update(layers=["last"]),
         lambda r: r["options"].update(target_fpr=2),
         lambda r: r["options"].update(more=1),
@@ -398,7 +414,7 @@ def test_a_folder_of_good_ones_finds_bad_ones(pipe, good, bad):
     for path in bad:
         [batch] = pipe.pixels([path])
         distances = nearest(unit_tokens([pipe.encode(batch).patches]), tokens.flatten(0, 2))
-        expected = squash(found.scales.memory(distances))[0].numpy()
+        expected = squash(found.scales.memory(distances) - found.scales.peaks[0])[0].numpy()
         np.testing.assert_allclose(memory(path, "felt").patch_map, expected, atol=1e-3)
     assert max(memory.references("felt").memory.distances(tokens).flatten()) < 1e-5
 

@@ -1,12 +1,13 @@
 """How what the prompts say and what a memory of normal pictures says go together.
 
-Each speaks of how far something is from what it says of the normal pictures themselves, which are left out of the
-memory one at a time: in standard deviations of that. So both share a scale, and their weighted sum, again of deviation
-1 if they are independent (Stouffer's method for two probabilities of being normal), is the evidence.
+Each patch speaks of how far it is from what is said of the normal pictures themselves, which are left out of the memory
+one at a time: in standard deviations of that. So both share a scale, and their weighted sum, again of deviation 1 if
+they are independent (Stouffer's method for two probabilities of being normal), is the evidence. A patch counts for one
+half where it is as far as the farthest patch of a normal picture, and the whole picture where it is as a normal one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,9 +17,6 @@ from tipsomaly.detection.detector import Evidence
 
 Use = Literal["prompts", "memory", "both"]
 USES: tuple[Use, ...] = ("prompts", "memory", "both")
-
-GLOBAL = 0.5
-"""The weight of a global token's deviation: its logit has a spread of few pictures, the patches' one of thousands."""
 
 
 class Scale(NamedTuple):
@@ -32,19 +30,27 @@ class Scale(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Of the normal pictures: of the logits of p_a of both global tokens and of the patches, and of the patches'
-    distances to the memory."""
+    """Of the normal pictures."""
 
-    object: Scale
-    spatial: Scale
+    tokens: tuple[float, float]
+    """Means of the logits of p_a of the object and of the spatial token."""
     prompts: Scale
+    """Of the logits of p_a of the patches."""
     memory: Scale
+    """Of the patches' distances to the memory."""
+    peaks: tuple[float, float]
+    """Mean over the pictures of the largest of their patches, in deviations: of the memory alone, and of both."""
+
+    def both(self, logits: Tensor, distances: Tensor, weight: float) -> Tensor:
+        """Patches by prompts and memory together, in deviations; `weight` is the memory's, the prompts' being 1."""
+        return (self.prompts(logits) + weight * self.memory(distances)) / math.hypot(1, weight)
 
 
 def squash(deviations: Tensor) -> Tensor:
-    """Standard deviations above normal -> (0, 1): 0.12 at the mean, 0.27 at 3, 0.5 at 6, 0.88 at 12. Nearly linear
-    where it matters: what is far above normal must stay in order, and the sum of two must stay one of evidence."""
-    return torch.sigmoid((deviations - 6) / 3)
+    """Standard deviations above the peak of a normal picture -> (0, 1): 0.18 at the mean if the peak is 4.5 above it,
+    0.88 at 6 above the peak. Nearly linear where it matters: what is far above normal must stay in order, and the sum
+    of two must stay one of evidence."""
+    return torch.sigmoid(deviations / 3)
 
 
 def combine(images: Tensor, patches: Tensor, distances: Tensor, scales: Scales, weight: float, use: Use) -> Evidence:
@@ -52,12 +58,10 @@ def combine(images: Tensor, patches: Tensor, distances: Tensor, scales: Scales, 
     -> the evidence of the prompts alone, as it was; of the memory alone, which has no global score; or of both."""
     if use == "prompts":
         return Evidence(images, patches)
-    memory = scales.memory(distances)
     if use == "memory":
-        return Evidence(torch.zeros_like(images), squash(memory))
-    together = (scales.prompts(logit(patches)) + weight * memory) / math.hypot(1, weight)
-    tokens = torch.stack([scale(logit(images[:, i])) for i, scale in enumerate(scales[:2])], dim=1)
-    return Evidence(squash(GLOBAL * tokens), squash(together))
+        return Evidence(torch.zeros_like(images), squash(scales.memory(distances) - scales.peaks[0]))
+    together = scales.both(logit(patches), distances, weight) - scales.peaks[1]
+    return Evidence(torch.sigmoid(logit(images) - images.new_tensor(scales.tokens)), squash(together))
 
 
 def logit(probabilities: Tensor) -> Tensor:
@@ -65,15 +69,27 @@ def logit(probabilities: Tensor) -> Tensor:
     return torch.logit(probabilities.float(), eps=1e-6)
 
 
-def scales_of(images: Tensor, logits: Sequence[Tensor], distances: Sequence[Tensor]) -> Scales:
-    """Of (n, 2) probabilities of global tokens, of patches' logits and of their distances, the last two by picture.
+def scales_of(images: Tensor, logits: Sequence[Tensor], distances: Sequence[Tensor], weight: float) -> Scales:
+    """Of (n, 2) probabilities of global tokens, of patches' logits and of their distances, the last two (patches,) by
+    picture. Deviations have a floor: the same picture twice has none."""
+    sizes, every = [len(values) for values in logits], (torch.cat(list(logits)), torch.cat(list(distances)))
+    prompts, memory = (
+        Scale(float(values.mean()), max(float(values.std(unbiased=False)), floor))
+        for values, floor in zip(every, (0.1, 0.005), strict=True)
+    )
+    known = logit(images).mean(dim=0).tolist()
+    return with_peaks(Scales((known[0], known[1]), prompts, memory, (0.0, 0.0)), *every, sizes, weight, torch.mean)
 
-    A picture has one global score, so that few of them say little of its spread: two more of deviation 1, which logits
-    of frozen prompts have about, are added. Deviations have a floor: the same picture twice has none."""
-    tokens = logit(images)
-    spread = ((len(tokens) * tokens.var(dim=0, unbiased=False) + 2) / (len(tokens) + 2)).sqrt()
-    whole = [Scale(float(m), float(s)) for m, s in zip(tokens.mean(dim=0), spread, strict=True)]
-    patches = []
-    for values, floor in ((torch.cat(list(logits)), 0.1), (torch.cat(list(distances)), 0.005)):
-        patches.append(Scale(float(values.mean()), max(float(values.std(unbiased=False)), floor)))
-    return Scales(*whole, *patches)
+
+def with_peaks(
+    scales: Scales,
+    logits: Tensor,
+    distances: Tensor,
+    sizes: Sequence[int],
+    weight: float,
+    middle: Callable[[Tensor], Tensor],
+) -> Scales:
+    """The same scales with the peaks of pictures of so many patches each; `middle` is the mean or the median."""
+    found = (scales.memory(distances), scales.both(logits, distances, weight))
+    alone, both = (float(middle(torch.stack([part.max() for part in v.split(list(sizes))]))) for v in found)
+    return scales._replace(peaks=(alone, both))

@@ -14,8 +14,8 @@ from tipsomaly.detection.memory import MEMORIES, Memory, coreset, nearest
 from tipsomaly.detection.references import LIMIT, NUMBERS, ReferenceOptions, References
 from tipsomaly.errors import OptionError
 
-ALONE = 0.6
-"""The memory's weight, the prompts' being 1, if there is one picture only."""
+ALONE = 0.15
+"""The memory's weight, the prompts' being 1, if there is one picture only, which does not show how others differ."""
 LEAST, MOST = 0.3, 2.0
 """The memory's weight with more pictures."""
 TURNS = 8
@@ -69,12 +69,12 @@ def fit(
     images = torch.stack([normal.images for normal in normals]).cpu()
     likeness = how_unlike(normals)
     weight = ALONE if likeness is None else min(max((1.2 - likeness) / 0.3, LEAST), MOST)
-    scales = scales_of(images, logits, flat)
+    scales = scales_of(images, logits, flat, weight)
     scores: dict[Use, list[float]] = {use: [] for use in USES}
     pixels = {use: PixelCounts() for use in USES}
     for i, normal in enumerate(normals):
         rest = [j for j in range(len(normals)) if j != i] or [i]
-        without = scales_of(images[rest], [logits[j] for j in rest], [flat[j] for j in rest])
+        without = scales_of(images[rest], [logits[j] for j in rest], [flat[j] for j in rest], weight)
         for use in USES:
             evidence = [
                 combine(normal.images[None].cpu(), p[None].cpu(), d[None], without, weight, use)

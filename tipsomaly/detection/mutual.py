@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tipsomaly.detection.combination import Scale, Scales, combine, logit
+from tipsomaly.detection.combination import Scale, Scales, combine, logit, with_peaks
 from tipsomaly.detection.detector import Detector, Evidence, PromptDetector
 from tipsomaly.detection.leave_one_out import Normal, how_unlike
 from tipsomaly.detection.memory import nearest, unit_tokens
@@ -50,16 +50,12 @@ class MutualDetector(Detector):
         self.prompts = prompts
         self.pile = [torch.cat([view.flatten(0, 1) for view in picture.tokens]) for picture in pile]
         self.unlikeness = how_unlike(pile)
-        images = logit(torch.stack([picture.images for picture in pile]))
-        patches = torch.cat([logit(p).flatten() for picture in pile for p in picture.patches])
+        object_, spatial = logit(torch.stack([picture.images for picture in pile])).median(dim=0).values.tolist()
+        patches = torch.cat([logit(p).flatten() for picture in pile for p in picture.patches]).cpu()
         own = [mutual_distances(view, self.pile).flatten().cpu() for picture in pile for view in picture.tokens]
-        scales = [
-            _scale(images[:, 0], 1.0),
-            _scale(images[:, 1], 1.0),
-            _scale(patches, 0.1),
-            _scale(torch.cat(own), 0.005),
-        ]
-        self.scales = Scales(*scales)
+        distances, sizes = torch.cat(own), [sum(p.numel() for p in picture.patches) for picture in pile]
+        scales = Scales((object_, spatial), _scale(patches, 0.1), _scale(distances, 0.005), (0.0, 0.0))
+        self.scales = with_peaks(scales, patches, distances, sizes, 1.0, torch.median)
 
     @property
     def image_tokens(self) -> LayerTokens | None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,9 @@ LIMIT, NUMBERS = 2**14, 2**24
 many takes 4.5 % of the operations of the tower."""
 SHALLOW = 6
 """Blocks of a tower below which the last one alone is remembered."""
-UNLIKE = 1.5
-"""Where a patch is this much farther from the other pictures than from the rest of its own, the prompts speak alone."""
+UNLIKE = 3.0
+"""Where a patch is this much farther from the other pictures than from the rest of its own, the prompts speak alone:
+on photographs and drawings with composed defects both were better until about there."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class References:
     forced: Use | None = None
     """What scores, if it is not to be chosen."""
 
-    FORMAT = "tipsomaly-reference-v1"
+    FORMAT = "tipsomaly-reference-v2"
     MAX_BYTES = 2**30
 
     @property
@@ -206,7 +207,7 @@ class References:
             "weight": self.weight,
             "likeness": self.likeness,
             "options": {**asdict(self.options), "layers": list(self.options.blocks)},
-            "scales": [list(scale) for scale in self.scales],
+            "scales": self.scales._asdict(),
             "pixels": {use: list(self.pixels[use]) for use in USES},
         }
 
@@ -247,10 +248,11 @@ class References:
             raise ValueError("its scores are not there in order")
         memory = MEMORIES[record["options"]["kind"]](**tensors)
         memory.check()
-        scales = Scales(*(Scale(*map(_number, scale)) for scale in record["scales"]))
-        if min(scale.deviation for scale in scales) <= 0:
+        parts = {name: _pair(record["scales"][name]) for name in Scales._fields}
+        scales = Scales(parts["tokens"], Scale(*parts["prompts"]), Scale(*parts["memory"]), parts["peaks"])
+        if min(scales.prompts.deviation, scales.memory.deviation) <= 0:
             raise ValueError("a deviation is not above 0")
-        pixels = {use: (_number(record["pixels"][use][0]), _number(record["pixels"][use][1])) for use in USES}
+        pixels = {use: _pair(record["pixels"][use]) for use in USES}
         weight = _number(record["weight"])
         if not 0 <= weight <= 100:
             raise ValueError("its weight cannot be used")
@@ -271,6 +273,11 @@ class References:
             weight=weight,
             likeness=None if record["likeness"] is None else _number(record["likeness"]),
         )
+
+
+def _pair(values: Sequence[object]) -> tuple[float, float]:
+    first, second = values
+    return _number(first), _number(second)
 
 
 def _number(value: object) -> float:
