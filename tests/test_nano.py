@@ -108,6 +108,7 @@ def test_batches_depend_on_their_number_alone():
 
 def test_validation_sees_what_nano_can(nano, monkeypatch):
     monkeypatch.setattr(train, "VALIDATION_PICTURES", 16)
+    monkeypatch.setattr(train, "VALIDATION_SIZE", 168)
     drawn = train.draw_validation()
     assert sorted(batch.family[0] for batch in drawn) == sorted(HELD_OUT)
     with torch.random.fork_rng():
@@ -127,8 +128,7 @@ def test_validation_sees_what_nano_can(nano, monkeypatch):
 @pytest.fixture
 def small_batches(monkeypatch):
     monkeypatch.setattr(train, "BATCH", {56: 16})
-    monkeypatch.setattr(train, "EARLY", (1,))
-    monkeypatch.setattr(train, "LATE", (1,))
+    monkeypatch.setattr(train, "STRETCH", train.STRETCH._replace(early=(1,), late=(1,)))
     monkeypatch.setattr(train, "WHITENED", 1)
     monkeypatch.setattr(train, "VALIDATE_EVERY", 5)
     monkeypatch.setattr(train, "VALIDATION_SIZE", 56)

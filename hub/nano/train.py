@@ -47,10 +47,25 @@ from .words import Sentences, train_tokenizer
 GROUPS = 8
 # Side in pixels -> pictures in a batch, so that every step costs about the same; and how often each is drawn.
 BATCH = {112: 64, 168: 32, 224: 16, 336: 8, 448: 4}
-EARLY, LATE = (0.3, 0.2, 0.25, 0.15, 0.1), (0.1, 0.15, 0.3, 0.25, 0.2)
-DECAY = 0.35  # the learning rate falls to zero over the last third; larger pictures are drawn more often there
-VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 500, 168, 32  # steps, side in pixels, of each family
-PHOTOGRAPHED = (0.4, 0.5)  # share of the batches whose surfaces are photographs, if there are any: early, late
+
+
+class Schedule(NamedTuple):
+    early: tuple[float, ...]
+    """How often each size is drawn until the learning rate falls."""
+    late: tuple[float, ...]
+    """How often from then on."""
+    decay: float
+    """The last share of the steps, over which the learning rate falls to zero."""
+    photographed: tuple[float, float]
+    """Share of the batches whose surfaces are photographs, if there are any: early, late."""
+    peak: float
+    """Of the highest learning rates."""
+
+
+STRETCH = Schedule((0.3, 0.2, 0.25, 0.15, 0.1), (0.1, 0.15, 0.3, 0.25, 0.2), 0.35, (0.4, 0.5), 1.0)
+LAST = Schedule((0.05, 0.15, 0.25, 0.25, 0.3), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.5, 0.5), 0.5)
+"""A short last stretch at the sizes at which photographs are seen, in smaller steps."""
+VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 500, 336, 32  # steps, side in pixels, of each family
 WHITENED = 8  # batches of 64 drawn pictures that the first filters are made from
 PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 3e-3, 2e-3, 0.01, 0.999
 
@@ -58,8 +73,11 @@ PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 3e-3, 2e-3, 0.01, 0.999
 class Batches(Dataset):
     """Batch number i of a run, drawn wherever it is asked for."""
 
-    def __init__(self, seed: int, steps: int, first: int, device: str, photographs: Photographs | None) -> None:
+    def __init__(
+        self, seed: int, steps: int, first: int, device: str, photographs: Photographs | None, schedule: Schedule
+    ) -> None:
         self.seed, self.steps, self.first, self.device, self.photographs = seed, steps, first, device, photographs
+        self.schedule = schedule
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -67,11 +85,11 @@ class Batches(Dataset):
     def __getitem__(self, i: int) -> Batch:
         step = self.first + i
         rng = random.Random(self.seed * 1_000_003 + step)
-        late = step > self.steps * (1 - DECAY)
-        size = rng.choices(list(BATCH), LATE if late else EARLY)[0]
+        late = step > self.steps * (1 - self.schedule.decay)
+        size = rng.choices(list(BATCH), self.schedule.late if late else self.schedule.early)[0]
         groups = min(GROUPS, BATCH[size] // 2)
         number = rng.getrandbits(60)
-        if self.photographs and rng.random() < PHOTOGRAPHED[late]:
+        if self.photographs and rng.random() < self.schedule.photographed[late]:
             return self.photographs.draw_batch(number, BATCH[size], size, groups)
         return draw_batch(number, BATCH[size], size, TRAINING_FAMILIES, groups, self.device)
 
@@ -213,7 +231,9 @@ def train(
     threads: int,
     photographs: Path | None,
     teacher: Path | None,
+    last: bool = False,
 ) -> None:
+    schedule = LAST if last else STRETCH
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the threads are our own, see below
@@ -245,7 +265,7 @@ def train(
     words = [Sentences(random.Random(), surfaces) for _ in range(parts)]
     slopes = partial(gradients, model, tokenizer, taught_by, list(trained.values()))
     loader = DataLoader(
-        Batches(seed, steps, step, drawn_on, photographed),
+        Batches(seed, steps, step, drawn_on, photographed, schedule),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=3 if workers else None,
@@ -255,7 +275,7 @@ def train(
     shown: dict[str, float] = {}
     for batch in loader:
         warm = min(1.0, (step + 1) / 100)
-        lr = warm * min(1.0, (steps - step) / (steps * DECAY))
+        lr = schedule.peak * warm * min(1.0, (steps - step) / (steps * schedule.decay))
         for i in range(parts):
             words[i].rng.seed((seed * 7_368_787 + step) * parts + i)
         values, shares = zip(*pool.map(slopes, split(batch, parts), words), strict=True)
@@ -337,5 +357,6 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2, help="parts of a batch on a CPU, a thread each: 1 or 2")
     parser.add_argument("--photographs", type=Path, help="folder of photographs to compose defects on, too")
     parser.add_argument("--teacher", type=Path, help="model folder whose tokens are targets, too")
+    parser.add_argument("--last", action="store_true", help="larger pictures and smaller steps: a short last stretch")
     args = parser.parse_args()
     train(**vars(args))
