@@ -37,7 +37,7 @@ NOT_KEPT = ("log_temperature", "free", "heads.")
 LEARN_ON = 2160  # pictures
 # At the published 1e-3 nano's prompts stay far behind the free vectors of its training: its text tower moves its output
 # little for a step of the vectors. Chosen on pictures kept out of training (see the card).
-LEARNING_RATES = {LearnedPrompts.NAME: 0.1, Dapo.NAME: 0.1, Cops.NAME: 0.01, Direct.NAME: 0.01}
+LEARNING_RATES = {LearnedPrompts.NAME: 0.1, Dapo.NAME: 0.1, Cops.NAME: 0.01, Direct.NAME: 1e-3}
 
 
 def export(run: Path, out: Path, image_size: int, other: Path | None, share: float) -> None:
