@@ -9,6 +9,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from tipsomaly.data.hugging_face import HubDataset
+from tipsomaly.data.labelled import save_labelled
+from tipsomaly.data.layouts import read_dataset
 from tipsomaly.errors import DatasetError, FetchError, OptionError
 
 
@@ -103,3 +105,60 @@ def test_what_cannot_be_used_is_one_line(folder, tmp_path):
         with pytest.raises(kind, match=message) as error:
             HubDataset(name)
         assert str(error.value).isprintable()
+
+
+def labelled(folder, labels, kind, **more):
+    """A data set of one picture for each label, with masks of what is not at place 0."""
+    columns = {"image": datasets.Image(), "label": kind} | {name: datasets.Value("string") for name in more}
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(len(labels))], "label": labels} | more
+    rows["mask"] = [{"bytes": png(i), "path": None} if i else None for i in range(len(labels))]
+    data = datasets.Dataset.from_dict(rows, datasets.Features(columns | {"mask": datasets.Image()}))
+    data.save_to_disk(folder)
+    return HubDataset(f"hf://{folder}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "defects"),
+    [
+        ([1, 0, 2], datasets.ClassLabel(names=["crack", "Good", "dent"]), ["good", "crack", "dent"]),
+        ([0, 1, 1], datasets.Value("int64"), ["good", "anomaly", "anomaly"]),
+        ([False, True, False], datasets.Value("bool"), ["good", "anomaly", "good"]),
+        (["normal", "hole", "ok"], datasets.Value("string"), ["good", "hole", "good"]),
+    ],
+)
+def test_labels_are_understood(tmp_path, labels, kind, defects):
+    data = labelled(tmp_path / "data", labels, kind, category=["nut", "nut", "felt"])
+    samples = read_dataset(save_labelled(data, tmp_path / "out"))
+    assert [sample.defect for sample in samples] == defects
+    assert [sample.label for sample in samples] == [int(defect != "good") for defect in defects]
+    assert [sample.class_name for sample in samples] == ["nut", "nut", "felt"]
+    for i, sample in enumerate(samples):
+        assert sample.image.read_bytes() == png(i)
+        assert sample.mask is None if defects[i] == "good" else sample.mask.read_bytes() == png(i)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*")}
+    save_labelled(data, tmp_path / "out")
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*")}
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "message"),
+    [
+        ([0, 1], datasets.ClassLabel(names=["cat", "dog"]), "which is normal is not said"),
+        ([0, -1], datasets.Value("int64"), "row 1: it has no label"),
+        ([0, None], datasets.Value("int64"), "row 1: it has no label"),
+    ],
+)
+def test_labels_that_say_nothing_are_refused(tmp_path, labels, kind, message):
+    with pytest.raises(DatasetError, match=message):
+        save_labelled(labelled(tmp_path / "data", labels, kind), tmp_path / "out")
+
+
+def test_evaluate(here, golden, folder, tmp_path):
+    labelled(tmp_path / "data", [0, 1, 0, 1], datasets.Value("int64"))
+    done = here("evaluate", f"hf://{tmp_path}/data", "--model", golden.folder, "--output", tmp_path / "out")
+    assert done.returncode == 0
+    again = here("evaluate", tmp_path / "out" / "pictures", "--model", golden.folder, "--output", tmp_path / "again")
+    assert done.stdout == again.stdout
+    done = here("evaluate", f"hf://{folder}/one", "--output", tmp_path / "none")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no column says what is defective" in done.stderr

@@ -35,11 +35,14 @@ from tipsomaly.cli.options import (
     class_words,
     fail,
     load_pipeline,
+    not_empty,
     one_of,
     read_samples,
     reference_options,
     split_kinds,
 )
+from tipsomaly.data.hugging_face import SCHEME, HubDataset
+from tipsomaly.data.labelled import save_labelled
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.data.samples import by_class
 from tipsomaly.data.words import call
@@ -71,7 +74,10 @@ class _KindsCommand(TyperCommand):
 @app.command(cls=_KindsCommand)
 def evaluate(
     context: typer.Context,
-    root: RootArgument,
+    root: Annotated[
+        str,
+        typer.Argument(help="The folder of a data set, or hf://org/name[/config][:split].", callback=not_empty),
+    ],
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     methods: Annotated[
@@ -126,6 +132,9 @@ def evaluate(
     again if nothing changed. With --format the pictures are scored once more, at their own size, for files that other
     tools read, see `detect`.
 
+    Of a data set of Hugging Face the pictures are first written into DIR/pictures. It needs a column that says what is
+    defective ("label" or the like); masks and classes are taken if there are columns of them.
+
     With --reference each class is compared with its normal pictures: those in the subfolder of its name, or all. With
     --shots 1 2 4 8 16 DIR gets shots.md, shots.json and a curve, shots.png, of the prompts, of normal pictures, and of
     both, with the spread over --seeds draws.
@@ -140,12 +149,13 @@ def evaluate(
     chosen = choose_formats(formats, output)
     if methods and (kinds or worst or gallery or prompts or chosen):
         fail("--methods all goes with none of --prompts, --kinds, --worst, --gallery and --format", 2)
-    samples, layout_name, domain = read_samples(root, layout, split, classes, domain, class_names)
+    folder = save_labelled(HubDataset(root), output / "pictures") if root.startswith(SCHEME) else Path(root)
+    samples, layout_name, domain = read_samples(folder, layout, split, classes, domain, class_names)
     context.with_resource(only_writer(output))
     if shots:
         if methods or kinds or worst or gallery or reference or chosen:
             fail("--shots goes with none of --methods, --kinds, --worst, --gallery, --reference and --format", 2)
-        normals = call(read_dataset(root, layout_name, "train", classes), class_words(class_names))
+        normals = call(read_dataset(folder, layout_name, "train", classes), class_words(class_names))
         how: dict[str, Any] = {"readout": readout, "top": top}
         pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **how)
         found = evaluate_shots(pipe, samples, normals, shots, seeds, batch_size=batch_size, progress=True)

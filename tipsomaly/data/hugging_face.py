@@ -38,27 +38,30 @@ class HubDataset:
         if split not in splits:
             raise DatasetError(f"{name}: name a split: {names}" if not split else f"{name}: its splits are {names}")
         self.name, self._place = f"{SCHEME}{place}:{split}", place
-        columns = [key for key, kind in (splits[split].features or {}).items() if isinstance(kind, datasets.Image)]
-        pictures = [column for column in columns if not any(word in column.lower() for word in _MASKS)]
+        self.features, self.rows = splits[split].features or {}, splits[split]
+        columns = [column for column, kind in self.features.items() if isinstance(kind, datasets.Image)]
+        masks = [column for column in columns if any(word in column.lower() for word in _MASKS)]
+        pictures = [column for column in columns if column not in masks]
         if not pictures:
             raise DatasetError(f"{self.name}: no column of pictures")
-        self.column = pictures[0]
-        rows = splits[split].select_columns(self.column)
-        self._rows = rows.cast_column(self.column, datasets.Image(decode=False))
+        self.column, self.masks = pictures[0], next(iter(masks), None)
+        for column in columns:
+            self.rows = self.rows.cast_column(column, datasets.Image(decode=False))
 
     def __iter__(self) -> Iterator[Named]:
         """Raises FetchError if the data set ends before it is at its end."""
         with explained(self.name, FetchError):
-            for number, row in enumerate(self._rows):
+            for number, row in enumerate(self.rows.select_columns(self.column)):
                 picture = row[self.column] or {}
                 file = PurePosixPath(str(picture.get("path") or "").replace("\\", "/")).name
                 name = f"{self.name}/{number:06}{file and '_'}{printable(file)}"
                 try:
-                    yield Named(name, self._content(picture))
+                    yield Named(name, self.content(picture))
                 except ImageError as error:
                     yield Named(name, ImageError(f"{name}: {error}"))
 
-    def _content(self, picture: Mapping[str, Any]) -> bytes:
+    def content(self, picture: Mapping[str, Any]) -> bytes:
+        """The bytes of what a column of images holds. Raises ImageError, which does not name the picture."""
         content, path = picture.get("bytes"), picture.get("path")
         if content is not None:
             return content

@@ -47,7 +47,8 @@ def over_time(seconds: np.ndarray, scores: np.ndarray, threshold: float | None) 
     if threshold is not None:
         axes.axhline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
         axes.legend()
-    axes.set(xlabel="seconds", ylabel="score", ylim=(0, max(1.0, scores.max())))
+    axes.set(xlabel="seconds", ylabel="score")
+    axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     return _png(figure)
 
