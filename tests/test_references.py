@@ -42,6 +42,12 @@ def pile(numbers, count, shape=(6, 5, 8), noise=0.2):
     return [normal(numbers, F.normalize(tokens, dim=-1)) for tokens in moved]
 
 
+def squashed(deviations, farthest):
+    """Logistic up to one half, from there on a logarithm that is 1 at `farthest`."""
+    above = 0.5 + 0.5 * np.log(deviations / 6 + np.sqrt((deviations / 6) ** 2 + 1)) / math.asinh(farthest / 6)
+    return np.where(deviations > 0, np.minimum(above, 1), 1 / (1 + np.exp(-deviations / 3)))
+
+
 def test_the_nearest_is_that_of_a_plain_search(numbers, monkeypatch):
     tokens, memory = units(numbers, 3, 4, 5, 16), units(numbers, 77, 16)
     plain = [
@@ -114,8 +120,9 @@ def test_every_picture_is_really_left_out(numbers, kind):
     scores = []
     for i in range(4):
         rest = torch.cat([distances[:i], distances[i + 1 :]])
-        peak = rest.flatten(1).amax(1).mean()  # of the others, which has a score of one half
-        scores.append(1 / (1 + math.exp(-float((distances[i].max() - peak) / rest.std(unbiased=False)) / 3)))
+        scale = Scale(float(rest.mean()), float(rest.std(unbiased=False)))
+        peak = float(scale(rest.flatten(1).amax(1).mean()))  # of the others, which has a score of one half
+        scores.append(squashed(float(scale(distances[i].max())) - peak, float(scale(torch.tensor(1.0))) - peak))
     np.testing.assert_allclose(found.scores["memory"], sorted(scores), rtol=1e-4)
     plain = sorted(float(p.images[1] + p.patches[0].max()) for p in pictures)
     np.testing.assert_allclose(found.scores["prompts"], plain, rtol=1e-6)
@@ -175,14 +182,22 @@ def test_both_share_one_scale(numbers):
     both = combine(images, patches, distances, scales, 1.5, "both")
     p, d = patches.numpy(), distances.numpy()
     sums = ((np.log(p / (1 - p)) + 3) / 0.5 + 1.5 * (d - 0.1) / 0.02) / math.hypot(1, 1.5)
-    np.testing.assert_allclose(both.patches, 1 / (1 + np.exp(-(sums - 4) / 3)), rtol=1e-4, atol=1e-7)
+    far = ((math.log(0.95 / 0.05) + 3) / 0.5 + 1.5 * (1 - 0.1) / 0.02) / math.hypot(1, 1.5) - 4
+    np.testing.assert_allclose(both.patches, squashed(sums - 4, far), rtol=1e-4, atol=1e-7)
     odds = [0.3 / 0.7 * math.e, 0.6 / 0.4 * math.e**2]  # a logit of -1 and of -2 is normal
     np.testing.assert_allclose(both.images[0], [o / (1 + o) for o in odds], rtol=1e-5)
     alone = combine(images, patches, distances, scales, 1.5, "memory")
     assert not alone.images.any()
-    np.testing.assert_allclose(alone.patches, 1 / (1 + np.exp(-((d - 0.1) / 0.02 - 5) / 3)), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(alone.patches, squashed((d - 0.1) / 0.02 - 5, 0.9 / 0.02 - 5), rtol=1e-4, atol=1e-7)
     as_it_was = combine(images, patches, distances, scales, 1.5, "prompts")
     assert as_it_was.images is images and as_it_was.patches is patches
+
+
+def test_what_is_far_above_normal_stays_in_order(numbers):
+    """Of pictures that are all but the same, where a deviation is the floor and a defect a hundred of them."""
+    values = squash(torch.tensor([-20.0, -1.0, 0.0, 1.0, 40.0, 60.0, 61.0, 150.0]), torch.tensor(150.0))
+    assert (values.diff() > 1e-3).all() and values[2] == 0.5 and values[-1] == 1 and values[0] > 0
+    assert squash(torch.tensor(9.0), torch.tensor(-1.0)) == 1  # nothing can be far where normal ones are so far apart
 
 
 def test_what_is_far_from_the_memory_is_found_by_both(numbers):
@@ -414,8 +429,10 @@ def test_a_folder_of_good_ones_finds_bad_ones(pipe, good, bad):
     for path in bad:
         [batch] = pipe.pixels([path])
         distances = nearest(unit_tokens([pipe.encode(batch).patches]), tokens.flatten(0, 2))
-        expected = squash(found.scales.memory(distances) - found.scales.peaks[0])[0].numpy()
-        np.testing.assert_allclose(memory(path, "felt").patch_map, expected, atol=1e-3)
+        deviations, far = (
+            (found.scales.memory(x) - found.scales.peaks[0]).numpy() for x in (distances[0], torch.ones(()))
+        )
+        np.testing.assert_allclose(memory(path, "felt").patch_map, squashed(deviations, far), atol=1e-3)
     assert max(memory.references("felt").memory.distances(tokens).flatten()) < 1e-5
 
 

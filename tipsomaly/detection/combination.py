@@ -18,6 +18,11 @@ from tipsomaly.detection.detector import Evidence
 Use = Literal["prompts", "memory", "both"]
 USES: tuple[Use, ...] = ("prompts", "memory", "both")
 
+FAR = 6.0
+"""Deviations above the peak from which on their logarithm counts."""
+SURE = 0.95
+"""p_a of a patch that the prompts are sure of."""
+
 
 class Scale(NamedTuple):
     """Mean and standard deviation of something among normal pictures."""
@@ -46,11 +51,12 @@ class Scales(NamedTuple):
         return (self.prompts(logits) + weight * self.memory(distances)) / math.hypot(1, weight)
 
 
-def squash(deviations: Tensor) -> Tensor:
-    """Standard deviations above the peak of a normal picture -> (0, 1): 0.18 at the mean if the peak is 4.5 above it,
-    0.88 at 6 above the peak. Nearly linear where it matters: what is far above normal must stay in order, and the sum
-    of two must stay one of evidence."""
-    return torch.sigmoid(deviations / 3)
+def squash(deviations: Tensor, farthest: Tensor) -> Tensor:
+    """Standard deviations above the peak of a normal picture -> (0, 1]: 0.18 at the mean if the peak is 4.5 above it,
+    one half at the peak, and from there on their logarithm, to 1 at `farthest`. Of products that hardly differ a defect
+    and all around it are 50 and more deviations away: what a logistic curve takes for the same must stay in order."""
+    above = torch.asinh(deviations.clamp(min=0) / FAR) / torch.asinh(farthest.clamp(min=FAR) / FAR)
+    return torch.sigmoid(deviations.clamp(max=0) / 3) + above.clamp(max=1) / 2
 
 
 def combine(images: Tensor, patches: Tensor, distances: Tensor, scales: Scales, weight: float, use: Use) -> Evidence:
@@ -58,10 +64,13 @@ def combine(images: Tensor, patches: Tensor, distances: Tensor, scales: Scales, 
     -> the evidence of the prompts alone, as it was; of the memory alone, which has no global score; or of both."""
     if use == "prompts":
         return Evidence(images, patches)
+    most = distances.new_ones(())  # the distance of what has nothing in common with the memory
     if use == "memory":
-        return Evidence(torch.zeros_like(images), squash(scales.memory(distances) - scales.peaks[0]))
-    together = scales.both(logit(patches), distances, weight) - scales.peaks[1]
-    return Evidence(torch.sigmoid(logit(images) - images.new_tensor(scales.tokens)), squash(together))
+        peak = scales.peaks[0]
+        return Evidence(torch.zeros_like(images), squash(scales.memory(distances) - peak, scales.memory(most) - peak))
+    peak, farthest = scales.peaks[1], scales.both(logit(SURE * most), most, weight)
+    together = squash(scales.both(logit(patches), distances, weight) - peak, farthest - peak)
+    return Evidence(torch.sigmoid(logit(images) - images.new_tensor(scales.tokens)), together)
 
 
 def logit(probabilities: Tensor) -> Tensor:
