@@ -1,6 +1,7 @@
 """Frames of videos, with clips that PyAV wrote; a camera is played by FFmpeg's test pattern."""
 
 import json
+import os
 import sys
 from itertools import pairwise
 
@@ -18,7 +19,7 @@ from tipsomaly.errors import ImageError
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """Two seconds at ten frames a second, 64 x 48; frame i is of the grey 12 i, with a white stripe at the left."""
-    path = tmp_path_factory.mktemp("clip") / "a:b.mp4"
+    path = tmp_path_factory.mktemp("clip") / ("a_b.mp4" if os.name == "nt" else "a:b.mp4")  # no protocol
     with av.open(str(path.with_name("clip.mp4")), "w") as out:
         stream = out.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
