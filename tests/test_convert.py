@@ -119,6 +119,7 @@ class _Malicious:
         return os.system, (f"touch {self.marker}",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")  # torch, before it refuses the file
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_malicious_pickle_is_refused_and_does_not_run(tmp_path, zipped):
     marker = tmp_path / "ran"
