@@ -235,24 +235,8 @@ class Pipeline(Scorer):
         >>> results["decoupled"].global_score == results["fixed"].global_score != results["learned"].global_score
         True
         """
-        prompts = self.prompts
-        if prompts is None and self._folder:
-            prompts = default_prompts(self._folder, self.options.domain)
-        if prompts is None:
-            raise ModelError("a comparison needs learned prompts and this model has none")
-        (name, note), known = self.checked_class(class_name), self.calibration
-        alone = self.with_options(reference=None)
-        columns: dict[str, Pipeline] = {
-            mode: alone.with_options(prompts=prompts, mode=mode, calibration=known if mode == self.mode else None)
-            for mode in MODES
-        }
-        if own is not None:
-            columns["own"] = alone.with_options(domain=own, mode="fixed")
-        if not self.options.tile:
-            columns |= {method: pipe for method, pipe in alone.methods().items() if method != prompts.NAME}
-        if found := self.references(name):
-            remembered: tuple[Use, ...] = ("memory", "both")
-            columns |= {use: self.with_options(reference=found.using(use)) for use in remembered}
+        name, note = self.checked_class(class_name)
+        columns = _compared(self, name, own)
         detectors = [pipe.scorer(name) for pipe in columns.values()]
         for view in self.engine.scored([image], detectors, BATCH_SIZE):
             if isinstance(view, ImageError):
@@ -291,3 +275,25 @@ class Pipeline(Scorer):
     ) -> Result:
         options = (self.mode, self.calibration, self.image_score, self.kinds, note)
         return self.engine.result(picture, detector, class_name, *options, self.references(class_name), evidence)
+
+
+def _compared(pipe: Pipeline, class_name: str, own: PromptEnsemble | None) -> dict[str, Pipeline]:
+    """The pipelines of a comparison, by the names of its results."""
+    prompts = pipe.prompts
+    if prompts is None and pipe._folder:
+        prompts = default_prompts(pipe._folder, pipe.options.domain)
+    if prompts is None:
+        raise ModelError("a comparison needs learned prompts and this model has none")
+    alone, known = pipe.with_options(reference=None), pipe.calibration
+    columns: dict[str, Pipeline] = {
+        mode: alone.with_options(prompts=prompts, mode=mode, calibration=known if mode == pipe.mode else None)
+        for mode in MODES
+    }
+    if own is not None:
+        columns["own"] = alone.with_options(domain=own, mode="fixed")
+    if not pipe.options.tile:
+        columns |= {method: other for method, other in alone.methods().items() if method != prompts.NAME}
+    if found := pipe.references(class_name):
+        remembered: tuple[Use, ...] = ("memory", "both")
+        columns |= {use: pipe.with_options(reference=found.using(use)) for use in remembered}
+    return columns
