@@ -18,7 +18,7 @@ with tempfile.TemporaryDirectory() as folder:
         root = Path(sys.argv[1])
     else:
         root = draw_dataset(Path(folder) / "drawn", ("felt",), count=4)
-        more = draw_dataset(Path(folder) / "more", ("felt",), count=16)  # the same material, drawn on
+        more = draw_dataset(Path(folder) / "more", ("felt",), count=12)  # the same material, drawn on
         normal = root / "felt" / "train" / "good"
         normal.mkdir(parents=True)
         for path in sorted((more / "felt" / "test" / "good").iterdir())[8:]:

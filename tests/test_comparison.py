@@ -98,6 +98,10 @@ def test_the_page_shows_every_column_and_marks_the_decoupled_one():
     assert [name for name, _ in rows] == ["fixed", "decoupled", "reversed", "learned", "own", "dapo"]
     s1_to_s5 = ["0.300", "0.500", "0.500", "0.400", "1.400"]
     assert re.findall("<td>(.*?)</td>", dict(rows)["decoupled"]) == [*s1_to_s5, "75.0\xa0%", "50.0\xa0%"]
+    page = comparison.html(Comparison(found, {}, strategies=("S1", "S5")))  # of a backbone without a spatial token
+    rows = dict(re.findall(r'<th scope="row">(\w+)</th>(.*?)</tr>', page))
+    assert re.findall("<td>(.*?)</td>", rows["decoupled"]) == ["0.300", "1.400"]
+    assert re.findall(r'<th scope="col">(S\d)', page) == ["S1", "S5"]
 
 
 def test_the_papers_tables_are_whole():

@@ -15,9 +15,10 @@ from torch import nn
 from tipsomaly import ModelError, Pipeline
 from tipsomaly.data import layouts, readers
 from tipsomaly.data.layouts import read_dataset
-from tipsomaly.detection import detector
+from tipsomaly.detection import detector, settings
 from tipsomaly.errors import OptionError
 from tipsomaly.files import sha256
+from tipsomaly.models import encoder, families, siglip2
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.encoder import ImageTokens
 from tipsomaly.models.families import FAMILIES, Family
@@ -39,6 +40,13 @@ def example(word, *modules):
 
 def patches(pipe, image):
     return pipe.encode(next(pipe.pixels([image]))).patches[0].numpy()
+
+
+def test_an_option_is_a_field_with_its_check():
+    blurred = example("class Settings", settings)["Settings"]
+    assert blurred(blur=2).blur == 2
+    with pytest.raises(OptionError, match="blur must be from 0 to below 100 pixels, not 100"):
+        blurred(blur=100)
 
 
 def test_a_method_is_a_class_and_a_line(here, golden, drawn, tmp_path, monkeypatch):
@@ -85,6 +93,14 @@ def test_a_detector_is_a_class(golden, drawn):
         pipe.with_options(reference=golden.images)
     with pytest.raises(OptionError, match="or with a detector, not with both"):
         pipe.stream(golden.images, together=True)
+
+
+def test_the_page_says_what_a_backbone_has(monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    names = example("class Mine", encoder, families, siglip2)
+    assert isinstance(names["FAMILIES"]["mine"], Family)
+    said = vars(names["Mine"]).keys() | names["Mine"].__annotations__.keys()
+    assert {name for name in said if not name.startswith("_")} <= vars(encoder.Encoder).keys()
 
 
 class Flat(nn.Module):

@@ -161,7 +161,7 @@ def html(comparison: Comparison) -> str:
         f'<div class="card" id="comparison"><p class="said">{escape(sentence(comparison))}</p>'
         f'<div class="two"><div></div>{heads}{rows}</div>'
         f'{legend()}<p class="note">One scale of colours for all maps.{outline}</p>'
-        f'<div class="more">{apart}{further}</div>{strategies(results, comparison.metrics)}</div>'
+        f'<div class="more">{apart}{further}</div>{strategies(results, comparison)}</div>'
     )
 
 
@@ -195,15 +195,16 @@ def figure(name: str, result: Result, image: str, kind: str = "") -> str:
     )
 
 
-def strategies(results: Mapping[str, Result], metrics: Mapping[str, Metrics]) -> str:
+def strategies(results: Mapping[str, Result], comparison: Comparison) -> str:
     """A table: the image score by S1 to S5, and the pixel metrics of the map where there are any."""
-    heads = "".join(f'<th scope="col">{name}<br>{escape(words)}</th>' for name, words in STRATEGIES.items())
+    names, metrics = comparison.strategies, comparison.metrics
+    heads = "".join(f'<th scope="col">{name}<br>{escape(STRATEGIES[name])}</th>' for name in names)
     if metrics:
         heads += '<th scope="col">pixel AUROC</th><th scope="col">AUPRO</th>'
     rows = ""
     map_of = {name: drawn for (_, drawn), name in CELLS.items()}
     for name, result in results.items():
-        values = [f"{value:.3f}" for value in result.strategies.values()]
+        values = [f"{value:.3f}" for value in map(result.strategies.get, names)]
         if metrics:
             found = metrics.get(map_of.get(name, name), {})
             values += [percent(found.get(key)) for key in ("pixel_auroc", "aupro")]

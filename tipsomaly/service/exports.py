@@ -15,6 +15,7 @@ from PIL import Image
 from tipsomaly.detection import visualization
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.result import Result
+from tipsomaly.detection.scoring import STRATEGIES
 from tipsomaly.studies.metrics import Metrics
 
 SHOWN = 1024
@@ -48,6 +49,8 @@ class Comparison:
     """Pixel metrics against a ground-truth mask, by the same names; empty without one."""
     truth: np.ndarray | None = None
     """bool (height, width): the mask at the size of the page, if there is one."""
+    strategies: Sequence[str] = tuple(STRATEGIES)
+    """The image scores of table 2c that have a meaning for the model."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -136,7 +136,7 @@ class Space:
                 metrics[name] = accumulator.compute()
             size = found["fixed"].width, found["fixed"].height
             outline = np.asarray(Image.fromarray(truth).convert("L").resize(size, Image.Resampling.BOX)) > 0
-        return Comparison(found, metrics, outline)
+        return Comparison(found, metrics, outline, self._pipeline(model, domain).strategies)
 
     def batch(
         self,
