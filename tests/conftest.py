@@ -4,6 +4,7 @@ Each of pytest's processes computes on one thread, and so does what it starts: t
 each other more than they compute.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -14,13 +15,17 @@ from types import SimpleNamespace
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from hub_server import V1, FileServer, HubServer
 from PIL import Image
 
 from tipsomaly import Pipeline
 from tipsomaly.cli import main
+from tipsomaly.models import download
+from tipsomaly.models.catalogue import BACKBONES, Prompts
 from tipsomaly.models.config import TextConfig, TipsConfig, VisionConfig
 from tipsomaly.models.convert import convert
 from tipsomaly.models.tips import Tips
@@ -122,6 +127,50 @@ def golden(tmp_path_factory):
         mask=np.asarray(Image.open(GOLDEN / "mask_0.png").convert("L")) > 127,
         expected=np.load(GOLDEN / "expected.npz"),
     )
+
+
+@pytest.fixture
+def world(golden, tmp_path, monkeypatch):
+    """A Hub with nothing on it, a bucket with a release of the golden case under the name of TIPS-L/14-HR, and caches
+    of this test's own."""
+    stand_in, bucket = HubServer(), FileServer()
+    base = "/v1_0/checkpoints/pytorch/tips_oss_l14_highres_distilled"
+    bucket.files = {
+        f"{base}_vision.npz": golden.vision_npz.read_bytes(),
+        f"{base}_text.npz": golden.text_npz.read_bytes(),
+        "/v1_0/checkpoints/tokenizer.model": golden.tokenizer.read_bytes(),
+        "/released.pth": golden.prompts_pth.read_bytes(),
+    }
+    released = hashlib.sha256(bucket.files["/released.pth"]).hexdigest()
+    for name in BACKBONES[V1].prompts:
+        monkeypatch.setitem(BACKBONES[V1].prompts, name, Prompts("MVTec AD", "released.pth", released))
+    environment = {
+        "HF_ENDPOINT": stand_in.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "TIPSOMALY_BUCKET_URL": bucket.url,
+        "TIPSOMALY_PROMPTS_URL": bucket.url,
+        "TIPSOMALY_ORG": "acme",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TIPSOMALY_CACHE", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    # The client reads its environment when it is imported, which another test may have caused.
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", stand_in.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", stand_in.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "BACKOFF", 0.01)
+    cache = tmp_path / "hf" / "tipsomaly"
+    yield SimpleNamespace(hub=stand_in, bucket=bucket, cache=cache, folder=tmp_path, constants=constants)
+    stand_in.close()
+    bucket.close()
 
 
 @pytest.fixture(scope="session")

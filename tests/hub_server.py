@@ -8,6 +8,14 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
+from tipsomaly import ModelError, Pipeline
+
+V1 = "tips-l14-hr"
+V2 = "tipsv2-b14"
+VISION = "tips_oss_l14_highres_distilled_vision.npz"
+
 
 @dataclass
 class Fault:
@@ -229,3 +237,31 @@ def lfs(name: str) -> bool:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def publish(world, golden, repository="acme/" + V1) -> dict[str, bytes]:
+    """Put the golden model folder on the Hub, with files that nobody should fetch."""
+    paths = [path for path in golden.folder.rglob("*") if path.is_file()]
+    files = {path.relative_to(golden.folder).as_posix(): path.read_bytes() for path in paths}
+    files |= {"README.md": b"# A card", "modeling_tips.py": b"raise SystemExit('ran')", "pytorch_model.bin": b"pickle"}
+    world.hub.repositories[repository] = files
+    return files
+
+
+def score(pipe: Pipeline, golden) -> tuple:
+    result = pipe.with_options(image_size=golden.case["inference_size"])(golden.images[0], "nut")
+    return result.score, result.anomaly_map.tobytes()
+
+
+def fails(name: str, match: str, **options) -> None:
+    """Loading fails with one clear line."""
+    with pytest.raises(ModelError, match=match) as caught:
+        Pipeline.from_pretrained(name, **options)
+    assert "\n" not in str(caught.value)
+
+
+def leftovers(world) -> list[str]:
+    """What is in our cache beside locks."""
+    return sorted(
+        p.relative_to(world.cache).as_posix() for p in world.cache.rglob("*") if p.suffix != ".lock" and p.is_file()
+    )
