@@ -138,6 +138,23 @@ class PromptDetector(Detector):
         return (1 - normal + abnormal) / 2
 
 
+class PromptedDetector(Detector):
+    """One that asks the prompts, too: it takes the tower as they do, and tells the kinds that they tell."""
+
+    def __init__(self, prompts: PromptDetector) -> None:
+        self.prompts = prompts
+
+    @property
+    def image_tokens(self) -> LayerTokens | None:
+        """Those of the prompts."""
+        return self.prompts.image_tokens
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Those of the prompts."""
+        return self.prompts.kinds
+
+
 MakeDetector = Callable[[PromptDetector], Detector]
 """A detector class, or a function: of the prompts of a class of pictures, what scores these."""
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from tipsomaly.detection.combination import Scale, Scales, combine, logit, with_peaks
-from tipsomaly.detection.detector import Detector, Evidence, PromptDetector
+from tipsomaly.detection.detector import Evidence, PromptDetector, PromptedDetector
 from tipsomaly.detection.leave_one_out import Normal, how_unlike
 from tipsomaly.detection.memory import nearest, unit_tokens
 from tipsomaly.errors import OptionError
-from tipsomaly.models.encoder import ImageTokens, LayerTokens
+from tipsomaly.models.encoder import ImageTokens
 
 SHARE = 0.3
 """Of the other pictures, those that are most like a patch have a say in its score: the paper's interval [0, 30 %]."""
@@ -39,7 +39,7 @@ def mutual_distances(tokens: Tensor, pile: Sequence[Tensor], share: float = SHAR
     return distances.topk(kept, dim=0, largest=False).values.mean(dim=0)
 
 
-class MutualDetector(Detector):
+class MutualDetector(PromptedDetector):
     """What the prompts say and how rare each patch is in a pile, on the scale of the pile's own pictures, most of which
     are taken to be normal."""
 
@@ -47,7 +47,7 @@ class MutualDetector(Detector):
         """Of at least two pictures. The work is quadratic in their number."""
         if len(pile) < 2:
             raise OptionError("pictures that score each other must be at least two")
-        self.prompts = prompts
+        super().__init__(prompts)
         self.pile = [torch.cat([view.flatten(0, 1) for view in picture.tokens]) for picture in pile]
         self.unlikeness = how_unlike(pile)
         object_, spatial = logit(torch.stack([picture.images for picture in pile])).median(dim=0).values.tolist()
@@ -56,16 +56,6 @@ class MutualDetector(Detector):
         distances, sizes = torch.cat(own), [sum(p.numel() for p in picture.patches) for picture in pile]
         scales = Scales((object_, spatial), _scale(patches, 0.1), _scale(distances, 0.005), (0.0, 0.0))
         self.scales = with_peaks(scales, patches, distances, sizes, 1.0, torch.median)
-
-    @property
-    def image_tokens(self) -> LayerTokens | None:
-        """Those of the prompts."""
-        return self.prompts.image_tokens
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Those of the prompts."""
-        return self.prompts.kinds
 
     @property
     def layers(self) -> tuple[int, ...]:

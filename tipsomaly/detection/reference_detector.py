@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tipsomaly.data.images import ImageSource, pictures_in
 from tipsomaly.detection.combination import USES, Use, combine
-from tipsomaly.detection.detector import Detector, Evidence, PromptDetector
+from tipsomaly.detection.detector import Evidence, PromptDetector, PromptedDetector
 from tipsomaly.detection.engine import Engine
 from tipsomaly.detection.leave_one_out import TURNS, Normal, turn
 from tipsomaly.detection.memory import unit_tokens
@@ -20,29 +20,20 @@ from tipsomaly.detection.references import ReferenceOptions, References
 from tipsomaly.detection.views import View
 from tipsomaly.errors import ImageError, ModelError, OptionError, printable
 from tipsomaly.files import digest, expand, sha256
-from tipsomaly.models.encoder import ImageTokens, LayerTokens
+from tipsomaly.models.encoder import ImageTokens
 from tipsomaly.names import clean_class_name
 
 MAX_NORMALS = 200
 """Normal pictures that are remembered at most: more add little to a memory of a limited size."""
 
 
-class ReferenceDetector(Detector):
+class ReferenceDetector(PromptedDetector):
     """What the prompts say and how far each patch is from the memory, as the references have them go together."""
 
     def __init__(self, prompts: PromptDetector, references: References, device: torch.device) -> None:
-        self.prompts, self.references = prompts, references
+        super().__init__(prompts)
+        self.references = references
         self.memory = type(references.memory)(*(tensor.to(device) for tensor in references.memory))
-
-    @property
-    def image_tokens(self) -> LayerTokens | None:
-        """Those of the prompts."""
-        return self.prompts.image_tokens
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Those of the prompts."""
-        return self.prompts.kinds
 
     @property
     def identity(self) -> object:
