@@ -11,7 +11,8 @@ from starlette.middleware import Middleware
 
 from tipsomaly import ModelError
 from tipsomaly.prompts.sentences import ENSEMBLES
-from tipsomaly.service import comparison, exports, uploads, verdict
+from tipsomaly.service import batch, batch_tab, comparison, exports, uploads, verdict
+from tipsomaly.service.batch_tab import BatchTab
 from tipsomaly.service.cards import OPENING
 from tipsomaly.service.comparison_tab import ComparisonTab
 from tipsomaly.service.demo import Demo, explained
@@ -93,7 +94,7 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Accordion("Model and prompts", open=False):
                     model = gr.Dropdown(space.choices, label="Model / learned prompts, for the map")
                     domain = gr.Radio(list(ENSEMBLES), value="industrial", label="Fixed prompts, for the image score")
-            with gr.Column(scale=2, min_width=320), gr.Tabs(overflow_behavior="wrap", elem_id="results"):
+            with gr.Column(scale=2, min_width=320), gr.Tabs(overflow_behavior="wrap", elem_id="results") as tabs:
                 settings: list[Any] = [class_name, domain, model]
                 with gr.Tab("Detection") as tab_d:
                     card = gr.HTML(OPENING)
@@ -103,7 +104,7 @@ def build(space: Space) -> gr.Blocks:
                     spoken = gr.HTML()
                     with gr.Accordion("As data", open=False):
                         data = gr.JSON(label="Scores", elem_id="data")
-                with gr.Tab("Localization") as tab_l:
+                with gr.Tab("Localization", id=batch_tab.LOCALIZATION) as tab_l:
                     slider = gr.ImageSlider(label="Picture | anomaly map", max_height=420, **picture)
                     scale = gr.HTML(comparison.legend())
                     threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the map", elem_id="threshold")
@@ -133,20 +134,7 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Tab("Prompt comparison") as tab_c:
                     comparing = ComparisonTab(space, demo.examples, explained)
                 with gr.Tab("Batch") as tab_b:
-                    gr.Markdown(
-                        f"Many pictures of one class (the class, model and prompts are those beside the tabs); at most "
-                        f"{uploads.MAX_BATCH}, as files or in a zip."
-                    )
-                    files_in = gr.File(label="Pictures or zip", file_count="multiple", height=140, elem_id="batch")
-                    with gr.Row():
-                        run_batch = gr.Button("Score the batch", variant="primary")
-                        stop = gr.Button("Stop")
-                    report = gr.Markdown("The table appears here, most anomalous first.")
-                    scores = gr.Dataframe(headers=list(exports.HEADERS), label="Scores", interactive=False, wrap=True)
-                    outputs = gr.File(label="Table (CSV) and overlays (zip)", file_count="multiple", interactive=False)
-                    gallery = gr.Gallery(
-                        label="Most anomalous first", columns=4, format="jpeg", height="auto", object_fit="contain"
-                    )
+                    batches = BatchTab(space, explained)
                 with gr.Tab("About") as tab_a:
                     gr.Markdown(f"### The method in five sentences\n{METHOD}")
                     gr.Image(
@@ -172,7 +160,7 @@ def build(space: Space) -> gr.Blocks:
         pick = samples.select(demo.pick, None, picked, show_progress="hidden", **private)
         own_picture, own_batch = (
             event(demo.own_class, [inspection, class_name, domain], picked[1:], show_progress="hidden", **private)
-            for event in (image.input, files_in.upload)
+            for event in (image.input, batches.files.upload)
         )
         inspected = [inspection, card, overlay, data, spoken, threshold, *drawn]
         app.load(demo.opening, None, [*picked, *inspected], show_progress="hidden", **private)
@@ -207,20 +195,11 @@ def build(space: Space) -> gr.Blocks:
         )
         make_files.click(demo.files, [inspection, threshold], downloads, concurrency_limit=1, **private)
         own = [comparing.normal, comparing.abnormal, comparing.truth]
-        batches: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "batch"}
-        scoring = run_batch.click(
-            demo.batch,
-            [files_in, *settings, verdicts.calibration],
-            [report, gallery, scores, outputs],
-            api_name="page_batch",  # the endpoint has the plain name
-            **private,
-            **batches,
-        )
-        stop.click(lambda: "Stopped.", None, report, cancels=scoring, queue=False, **private)
+        batches.connect(tabs, image, settings, verdicts.calibration, lambda e: judge(e, brings=True))
 
         with gr.Group(visible=False):  # components of the endpoints' answers
             line, answer, several = gr.Markdown(), gr.JSON(), gr.File(file_count="multiple")
-            overlays = gr.Gallery(format="png")
+            overlays, scores = gr.Gallery(format="png"), gr.Dataframe(headers=list(exports.HEADERS))
             # for MCP the choices of a list would be all there are
             word = gr.Textbox("object", label="Class name: what is on the picture")
         asked = [word, domain, model]
@@ -228,7 +207,7 @@ def build(space: Space) -> gr.Blocks:
             ("detect", demo.detect_endpoint, [image, *asked], [answer], model_runs),
             ("localize", demo.localize_endpoint, [image, *asked, threshold], [answer, several], model_runs),
             ("compare", demo.compare_endpoint, [image, *asked, *own], [answer, overlays], model_runs),
-            ("batch", demo.batch_endpoint, [files_in, *asked], [line, overlays, scores, several], batches),
+            ("batch", batches.endpoint, [batches.files, *asked], [line, overlays, scores, several], batch_tab.LIMITS),
         ):
             gr.Button(visible=False).click(function, given, answers, api_name=name, **limits)
     return app
@@ -255,7 +234,7 @@ def launch(
         max_file_size=uploads.MAX_FILE,
         state_session_capacity=500,
         theme=THEME,
-        css=CSS + comparison.CSS + verdict.CSS,
+        css=CSS + comparison.CSS + verdict.CSS + batch.CSS,
         app_kwargs={"routes": routes.all(), "middleware": middleware},
         mcp_server=mcp or None,  # None: as GRADIO_MCP_SERVER says
         show_error=True,

@@ -205,15 +205,6 @@ def test_a_batch_says_what_it_left_out_and_what_was_wrong(client, tmp_path, monk
         client.predict([handle_file(str(archive))], *SETTINGS, api_name="/batch")
 
 
-def test_a_batch_says_how_far_it_is(demo, monkeypatch):
-    monkeypatch.setattr("tipsomaly.service.demo.STEP", 1)
-    seen = []
-    first, second, last = demo.batch([PICTURE] * 2, *SETTINGS, progress=lambda at, **_: seen.append(at))
-    assert (first[0], second[0]) == ("1 of 2 pictures …", "2 of 2 pictures …")
-    assert "2 pictures scored" in last[0]
-    assert seen == [(1, 2), (2, 2)]
-
-
 @pytest.mark.parametrize(
     "settings", [("zipper", "no such domain", NANO), ("zipper", "industrial", "/etc"), ("x" * 200, "industrial", NANO)]
 )

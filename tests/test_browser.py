@@ -179,16 +179,31 @@ def test_batch_table(page, pipe, tmp_path):
     sync_api.expect(page.get_by_label("What is on it?")).to_have_value("object")  # no longer the example's class
     page.get_by_role("button", name="Score the batch").click()
     page.get_by_text("2 pictures scored").wait_for()
-    page.get_by_text("not a picture in a known format").filter(visible=True).first.wait_for()
-    results = pipe([PICTURE.parent / name for name in names])
-    for result in results:
-        page.get_by_text(str(round(result.score, 4)), exact=True).filter(visible=True).first.wait_for()
+    page.get_by_text("not a picture in a known format").wait_for()
+    found = pipe([PICTURE.parent / name for name in names], "object")
+    scores = sorted((result.score for result in found), reverse=True)
+    table = page.locator("#scores tr[data-score]")
+    assert [line.split()[0] for line in table.locator("td:nth-child(2)").all_inner_texts()] == [
+        f"{score:.3f}" for score in scores
+    ]
+    threshold = page.get_by_label("Threshold of the score")
+    assert page.get_by_text("1 of 2 pictures score at least").is_visible()
+    threshold.press("Home")  # the browser's alone
+    assert page.get_by_text("2 of 2 pictures score at least").is_visible()
+    assert table.locator("td:nth-child(3)").all_inner_texts() == ["reached"] * 2
     with page.expect_download() as download:
         page.locator("a[download='scores.csv']").first.click()
     text = Path(download.value.path()).read_text(encoding="utf-8-sig")
     assert text.splitlines()[0] == "picture,score,global,local,verdict,error"
     assert "<img src=x" in text
     assert not page.evaluate("window.harmed")  # names are text, never HTML
+    table.locator("button").last.click()
+    sync_api.expect(page.get_by_role("tab", name="Localization")).to_have_attribute("aria-selected", "true")
+    page.get_by_role("tab", name="Detection").click()
+    page.locator("#score-card").get_by_text(f"{scores[1]:.3f} of 2 · object").wait_for()
+    page.get_by_role("tab", name="Batch").click()
+    page.locator("#batch").get_by_label("Clear").click()
+    page.get_by_text("The scores appear here").wait_for()  # nothing of other files stays
 
 
 @BOTH

@@ -211,13 +211,15 @@ def test_files_hold_the_result(inspection, tmp_path):
 
 
 def test_names_in_tables_and_archives_do_no_harm(inspection, tmp_path):
-    rows = [Row('=HYPERLINK("x")', inspection.shown), Row("../../<b>é.png", inspection.shown), Row("@x", error="-bad")]
+    (tmp_path / "0.jpg").write_bytes(b"overlay")
+    names = '=HYPERLINK("x")', "../../<b>é.png"
+    rows = [Row(name, inspection.shown, overlay=tmp_path / "0.jpg") for name in names] + [Row("@x", error="-bad")]
     write_csv(exports.table(rows), tmp_path / "scores.csv")
     cells = list(csv.reader((tmp_path / "scores.csv").open(encoding="utf-8-sig")))
     assert [row[0] for row in cells] == ["picture", "'@x", '\'=HYPERLINK("x")', "../../<b>é.png"]
     assert cells[1][-1] == "'-bad"
     write_overlays(rows, tmp_path / "overlays.zip")
-    assert zipfile.ZipFile(tmp_path / "overlays.zip").namelist() == ["001-_HYPERLINK_x_.png", "002-_b_.png"]
+    assert zipfile.ZipFile(tmp_path / "overlays.zip").namelist() == ["001-_HYPERLINK_x_.jpg", "002-_b_.jpg"]
 
 
 def test_normal_pictures_give_verdicts_too(tmp_path):

@@ -20,9 +20,6 @@ from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
 
-STEP = 8
-"""Pictures of a batch between two words of how far it is."""
-
 
 @contextmanager
 def explained(page: bool = True) -> Iterator[None]:
@@ -131,53 +128,6 @@ class Demo:
             threshold = uploads.checked_threshold(threshold)
             yield [str(path) for path in exports.write_files(inspection.result, threshold, Path(folder))]
 
-    def batch(
-        self,
-        files: list[str] | None,
-        class_name: str,
-        domain: str,
-        model: str,
-        calibration: Calibration | None = None,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-        page: bool = True,
-    ) -> Iterator[tuple]:
-        """Summary, gallery, table and files to download; on the way there, how far it is."""
-        if not files:
-            raise gr.Error("Choose pictures or a zip first.", print_exception=False)
-        rows, taken = [], min(uploads.count(files), uploads.MAX_BATCH)
-        with explained(page), TemporaryDirectory() as folder:
-            for row in self.space.batch(files, class_name, domain, model, calibration):
-                rows.append(row)
-                progress((len(rows), max(taken, len(rows))), desc="Scoring", unit="pictures")
-                if len(rows) % STEP == 0:  # here a run ends whose visitor stopped it or left
-                    yield f"{len(rows)} of {taken} pictures …", gr.skip(), gr.skip(), gr.skip()
-            if not rows:
-                raise ValueError("there is no picture in these files")
-            cells, out = exports.table(rows), Path(folder)
-            exports.write_csv(cells, out / "scores.csv")
-            exports.write_overlays(rows, out / "overlays.zip")
-            gallery = [
-                (replace(r.result).overlay(), f"{r.result.score:.3f} {r.name}")
-                for r in exports.ranked(rows)[:60]
-                if r.result
-            ]
-            files_out = [str(out / "scores.csv"), str(out / "overlays.zip")]
-            yield summary(rows, uploads.count(files) - len(rows)), gallery, cells, files_out
-
-    def batch_endpoint(
-        self,
-        files: list[str] | None,
-        class_name: str,
-        domain: str,
-        model: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple]:
-        """Pictures, or zips of them, of one class: a summary in a line, overlays, a table, and the table as CSV with
-        the overlays as a zip."""
-        for found in self.batch(files, class_name, domain, model, None, progress, page=False):
-            if isinstance(found[-1], list):  # all is done
-                yield found
-
     def detect_endpoint(self, image: str | None, class_name: str, domain: str, model: str) -> dict:
         """Scores of a picture."""
         with explained(page=False):
@@ -208,12 +158,3 @@ class Demo:
             found = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
         data = {name: exports.record(r) | {"metrics": found.metrics.get(name)} for name, r in found.results.items()}
         return data, [(r.overlay(), name) for name, r in found.results.items()]
-
-
-def summary(rows: list[exports.Row], left_out: int) -> str:
-    """A batch in one line of Markdown."""
-    failed = sum(row.error is not None for row in rows)
-    text = f"**{len(rows) - failed} pictures scored**, {failed} could not be used."
-    if left_out > 0:
-        text += f" {left_out} more were left out: at most {uploads.MAX_BATCH} are taken in one batch."
-    return text

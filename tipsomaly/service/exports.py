@@ -60,6 +60,8 @@ class Row:
     name: str
     result: Result | None = None
     error: str | None = None
+    overlay: Path | None = None
+    """The map over the picture, as JPEG."""
 
 
 def jpeg(image: Image.Image, side: int = SHOWN) -> bytes:
@@ -136,11 +138,9 @@ def write_overlays(rows: Iterable[Row], path: Path) -> None:
     """A zip of the overlays, most anomalous first, under safe names."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for i, row in enumerate(ranked(rows), 1):
-            if row.result:
+            if row.overlay:
                 stem = re.sub(r"[^\w-]+", "_", Path(row.name).stem, flags=re.ASCII)[:60]
-                content = BytesIO()
-                replace(row.result).overlay(row.result.pixel_threshold).save(content, "PNG")  # its map is not kept
-                archive.writestr(f"{i:03d}-{stem}.png", content.getvalue())
+                archive.write(row.overlay, f"{i:03d}-{stem}.jpg")
 
 
 def filled(result: Result, threshold: float) -> Image.Image:

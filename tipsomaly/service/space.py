@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tipsomaly.data.images import ImageSource
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.detection.references import References
@@ -23,6 +24,7 @@ from tipsomaly.prompts.find import read_prompts, released_prompts
 from tipsomaly.prompts.methods import METHODS
 from tipsomaly.prompts.sentences import ENSEMBLES, PromptEnsemble
 from tipsomaly.service.exports import Comparison, Inspection, Row, jpeg, shown
+from tipsomaly.service.turns import Turns
 from tipsomaly.service.uploads import (
     MAX_BATCH,
     load_or_error,
@@ -49,6 +51,7 @@ class Space:
         """`models` are names as for `Pipeline.from_pretrained`, the default first; with each goes every prompt set that
         it has. `calibrations` are files of `tipsomaly calibrate`, or of `tipsomaly reference` (.safetensors), used
         wherever they fit. Raises ModelError."""
+        self._turns = Turns()
         gpu = _zero_gpu()  # before anything is put on a GPU
         self._pipelines: dict[tuple[str, str], Pipeline] = {}
         self._calibrated: dict[tuple[str, str, str | None], Pipeline] = {}
@@ -147,20 +150,36 @@ class Space:
         calibration: Calibration | None = None,
     ) -> Iterator[Row]:
         """A row for each picture among the files and in the zips among them, in order, at most MAX_BATCH; `calibration`
-        as for `inspect`."""
+        as for `inspect`. Several batches take turns, PARALLEL pictures each."""
         name = visitors_class(class_name)
         judge = None if self._misfit(calibration, name, domain, model) else calibration
         entries = islice(pictures(files), MAX_BATCH)
-        while chunk := list(islice(entries, PARALLEL)):
-            loaded = [load_or_error(source) for _, source in chunk]
-            images = [entry.image for entry in loaded if not isinstance(entry, ImageError)]
-            results = iter(self._stream(images, name, domain, model))
-            for (label, _), entry in zip(chunk, loaded, strict=True):
-                if isinstance(entry, ImageError):
-                    yield Row(label, error=reason(entry))
-                else:
-                    result = shown(judged(next(results), judge), entry.image)
-                    yield Row(label, replace(result, note=joined(entry.note, result.note)))
+        while True:
+            with self._turns.turn():
+                if not (chunk := list(islice(entries, PARALLEL))):
+                    return
+                rows = self._rows(chunk, name, domain, model, judge)
+            yield from rows
+
+    def _rows(
+        self,
+        chunk: list[tuple[str, ImageSource | ImageError]],
+        class_name: str,
+        domain: str,
+        model: str,
+        calibration: Calibration | None,
+    ) -> list[Row]:
+        loaded = [load_or_error(source) for _, source in chunk]
+        images = [entry.image for entry in loaded if not isinstance(entry, ImageError)]
+        results = iter(self._stream(images, class_name, domain, model))
+        rows = []
+        for (label, _), entry in zip(chunk, loaded, strict=True):
+            if isinstance(entry, ImageError):
+                rows.append(Row(label, error=reason(entry)))
+            else:
+                result = shown(judged(next(results), calibration), entry.image)
+                rows.append(Row(label, replace(result, note=joined(entry.note, result.note))))
+        return rows
 
     def _score(
         self, image: Image.Image, class_name: str, domain: str, model: str

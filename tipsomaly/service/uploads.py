@@ -1,7 +1,8 @@
 """What a visitor sends, with all its limits."""
 
 import zipfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,23 @@ def pictures(files: Iterable[str | Path]) -> Iterator[tuple[str, "ImageSource | 
 def count(files: Iterable[str | Path]) -> int:
     """How many entries `pictures` hands out at most, from the lists in the zips alone: nothing is unpacked."""
     return sum(_members(file) for file in map(Path, files))
+
+
+def kept(files: Sequence[str | Path], number: int, folder: Path) -> Path:
+    """The picture that `pictures` hands out as the `number`th, from 0, if it does so without an error; one of a zip is
+    written into `folder`. Raises ValueError if there is none, ImageError if it cannot be unpacked."""
+    for file in map(Path, files) if number >= 0 else ():
+        if number >= (entries := _members(file)):
+            number -= entries
+        elif not file.exists():
+            raise ValueError("the files of this batch were deleted: choose them again")
+        elif not zipfile.is_zipfile(file):
+            return file
+        else:
+            path, inside = folder / "picture", zip_members(file)
+            path.write_bytes(next(islice(inside, number, None)).read(MAX_FILE))
+            return path
+    raise ValueError("there is no such picture in this batch")
 
 
 def _members(file: Path) -> int:
