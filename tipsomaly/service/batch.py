@@ -38,7 +38,7 @@ CSS = """
 #scores th img {border-radius: 4px; flex: none; max-height: 64px}
 #scores tr.above td:nth-child(3) {color: #c2410c; font-weight: 600}
 .dark #scores tr.above td:nth-child(3) {color: #fb923c}
-#scores nav {display: flex; gap: 1rem; align-items: center; margin-top: .5rem}
+#scores nav:not([hidden]) {display: flex; gap: 1rem; align-items: center; margin-top: .5rem}
 #scores nav button {border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .3rem .8rem}
 #scores nav button:disabled {opacity: .5}
 """
