@@ -153,6 +153,7 @@ def test_pictures_that_are_alike_have_a_heavy_memory_and_unlike_ones_none(number
         fit([normal(numbers, units(numbers, 6, 5, 64)) for _ in range(5)]),
     )
     assert alike.likeness < 0.5 and alike.weight == 2 and alike.use == "both"
+    assert fit(pile(numbers, 2, noise=0.05)).weight == 0.5  # of two pictures the prompts weigh more, however alike
     assert unlike.likeness > 0.8 and unlike.weight < alike.weight
     far = replace(unlike, likeness=3.1, weight=LEAST)
     assert far.use == "prompts" and "unlike" in far.reason
@@ -552,6 +553,9 @@ def test_good_ones_and_new_ones_take_one_command_each(run, good, bad, tmp_path):
     memory = run(*new, "--reference", good[0].parent, "--evidence", "memory")
     assert memory[1] != by_file[1] and "memory: as asked for" in memory[2]
     assert run(*new, "--mutual")[0] == 0
+    values = ("--readout", "values", "--class-name", "felt")
+    assert run("reference", good[0], *values, "--output", tmp_path / "v.safetensors")[0] == 0
+    assert run("detect", bad[0], *values, "--reference", tmp_path / "v.safetensors")[0] == 0
     assert run(*new, "--evidence", "memory")[0] == 2
     with pytest.raises(ModelError, match="no such file of references"):
         run(*new, "--reference", tmp_path / "none.safetensors")

@@ -16,6 +16,7 @@ from tipsomaly.cli.options import (
     ModeOption,
     OverlapOption,
     PromptsOption,
+    ReadoutOption,
     SigmaOption,
     SizeOption,
     TileOption,
@@ -63,6 +64,7 @@ def reference(
     prompts: PromptsOption = None,
     domain: DomainOption = "industrial",
     mode: ModeOption = None,
+    readout: ReadoutOption = None,
     image_size: SizeOption = None,
     sigma: SigmaOption = SIGMA,
     top: TopOption = None,
@@ -80,7 +82,8 @@ def reference(
     if output.suffix != ".safetensors":
         fail(f"{output}: a file of references ends in .safetensors", 2)
     options = ReferenceOptions(memory, tuple(layer) if layer else None, turns, limit, target_fpr, rule, factor)
-    more: dict[str, Any] = {"top": top, "tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    more: dict[str, Any] = {"readout": readout, "top": top, "tile": tile, "overlap": overlap}
+    more["keep_aspect"] = keep_aspect
     images = find_pictures(normals)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **more)
     found = pipe.make_references(images, class_name, options, batch_size=batch_size)

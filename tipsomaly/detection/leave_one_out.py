@@ -18,6 +18,8 @@ ALONE = 0.15
 """The memory's weight, the prompts' being 1, if there is one picture only, which does not show how others differ."""
 LEAST, MOST = 0.3, 2.0
 """The memory's weight with more pictures."""
+EACH = 0.5
+"""What each picture but the first adds to it at most: two say little of how others differ, and the prompts lead."""
 TURNS = 8
 """Quarter turns and flips of a picture, itself among them."""
 COMPARED = 16
@@ -68,7 +70,8 @@ def fit(
     flat = [torch.cat([d.flatten() for d in picture]) for picture in distances]
     images = torch.stack([normal.images for normal in normals]).cpu()
     likeness = how_unlike(normals)
-    weight = ALONE if likeness is None else min(max((1.2 - likeness) / 0.3, LEAST), MOST)
+    most = min(EACH * (len(normals) - 1), MOST)
+    weight = ALONE if likeness is None else min(max((1.2 - likeness) / 0.3, LEAST), most)
     scales = scales_of(images, logits, flat, weight)
     scores: dict[Use, list[float]] = {use: [] for use in USES}
     pixels = {use: PixelCounts() for use in USES}
