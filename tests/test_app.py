@@ -78,6 +78,8 @@ def test_a_visitor_finds_an_example_and_hears_whether_its_verdict_is_right(demo)
     assert results[0].result.score == expected.score
     verdict = "right" if results[0].result.is_anomalous else "wrong"  # it is a defective one
     assert f"the verdict is {verdict}, it is defective" in results[1]
+    good = Pipeline.from_pretrained(domain=domain)(Path(picture).with_name("concrete-good.jpg"), class_name)
+    assert f"The good one of its pair scores {good.score:.3f}" in results[1]
     assert demo.own_class(results[0], class_name, domain) == ("object", "industrial")  # another picture comes
     assert demo.own_class(results[0], "my class", domain) == ("my class", domain)
     assert demo.own_class(None, class_name, domain) == (class_name, domain)

@@ -15,9 +15,11 @@ LOCAL = "max p_a(patch token): the same of the learned prototypes, for the patch
 COSINE = "Cosine of the sentence's embedding with the spatial token"
 
 
-def score_card(inspection: Inspection, example: Example | None = None, where: str = "") -> str:
+def score_card(
+    inspection: Inspection, example: Example | None = None, where: str = "", twin: float | None = None
+) -> str:
     """The verdict if there is a threshold, the score, and, folded away, the bar of its two parts. Of an `example` it is
-    known what the verdict should be; `where` is as in `verdict.card`."""
+    known what the verdict should be, and what its good `twin` scores; `where` is as in `verdict.card`."""
     result = inspection.result
     threshold, most = result.image_threshold, sum(result.image_score.values())
     shares = f"whole picture {result.global_score:.3f} and strongest spot {result.local_score:.3f} of at most 1 each"
@@ -29,7 +31,7 @@ def score_card(inspection: Inspection, example: Example | None = None, where: st
     kinds = ", ".join(f"<b>{escape(kind)}</b> {value:.2f}" for kind, value in list((result.kinds or {}).items())[:3])
     kinds = f'<p id="kinds">Kind of the strongest evidence: {kinds}</p>' if kinds else ""
     trust = inspection.calibration and inspection.calibration.scores and verdict.trust(inspection.calibration)
-    return f"""<div class="card" id="score-card">{known(example, result.is_anomalous)}
+    return f"""<div class="card" id="score-card">{known(example, result.is_anomalous, twin)}
 {verdict.card(inspection, where)}{kinds}{note}
 <details><summary>How this score is made</summary>
 <div class="bar" role="img" aria-label="{shares}">
@@ -48,15 +50,16 @@ def alt(inspection: Inspection) -> str:
     return f"Anomaly map of the {result.class_name}{said}; it peaks at {peak:.2f}, {place(inspection.shown)}"
 
 
-def known(example: Example | None, anomalous: bool | None) -> str:
-    """What an example is, and whether the verdict is right; nothing of other pictures."""
+def known(example: Example | None, anomalous: bool | None, twin: float | None = None) -> str:
+    """What an example is, whether the verdict is right, and what its good twin scores; nothing of other pictures."""
     if example is None:
         return ""
     truth = "it is good" if example.mask is None else "it is defective"
     said = f"; {truth}" if anomalous is None else (
         f": the verdict is {'right' if anomalous == (example.mask is not None) else 'wrong'}, {truth}"
     )  # fmt: skip
-    return f'<p class="note" id="example">Example \u201c{escape(example.caption)}\u201d{said}.</p>'
+    more = "" if twin is None else f" The good one of its pair scores {twin:.3f}."
+    return f'<p class="note" id="example">Example \u201c{escape(example.caption)}\u201d{said}.{more}</p>'
 
 
 def sentences(inspection: Inspection, count: int = 4) -> str:

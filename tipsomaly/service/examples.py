@@ -50,6 +50,10 @@ class Examples:
         except OSError:  # whoever reads it next says so
             return None
 
+    def twin(self, example: Example) -> Example:
+        """The good one of an example's pair."""
+        return next(each for each in self.all if each.mask is None and each.class_name == example.class_name)
+
     def goods(self, without: Example | None = None) -> list[Path]:
         """The good pictures, less those of one example's class: neither it nor its twin says what is normal for it."""
         return [

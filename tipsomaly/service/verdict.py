@@ -41,6 +41,7 @@ class Bundled:
     def __init__(self, space: Space, examples: Examples) -> None:
         self.space, self.examples = space, examples
         self._made: dict[tuple[str, str, str], Calibration] = {}
+        self._twins: dict[tuple[str, str, str], float] = {}
 
     def calibration(self, image: str | Path, class_name: str, domain: str, model: str) -> Calibration | None:
         """For a bundled picture under its own class and fixed prompts; None for any other."""
@@ -52,6 +53,15 @@ class Bundled:
         if key not in self._made:
             self._made[key] = self.space.calibrate(self.examples.goods(example), *key, RATES[0])
         return self._made[key]
+
+    def twin(self, image: str | Path, class_name: str, domain: str, model: str) -> float | None:
+        """What the good one of a defective example's pair scores; None for any other picture."""
+        example, key = self.examples.find(image), (class_name, domain, model)
+        if example is None or example.mask is None:
+            return None
+        if key not in self._twins:
+            self._twins[key] = self.space.inspect(self.examples.twin(example).picture, *key).result.score
+        return self._twins[key]
 
 
 def card(inspection: Inspection, where: str = "") -> str:
