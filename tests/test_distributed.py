@@ -181,6 +181,24 @@ def test_a_scorer_makes_a_row_of_each_picture_or_of_its_error(scorer, expected, 
     assert scorer(pictures(image=names[:1])).to_pylist() == rows[:1]
 
 
+@pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
+def test_rows_say_kinds_and_the_evidence_of_normal_pictures(bucket, file_format):
+    options = {"model": "nano", "device": "cpu", "prompts": "dapo", "image_size": 112, "reference": [EXAMPLES[1]]}
+    scorer = Scorer("part", batch_size=2, **options)
+    expected = scorer.pipe(EXAMPLES[0], "part").record()
+    scores = scorer(pictures(image=[str(EXAMPLES[0]), "none.png"]))
+    results = Results("s3://bucket/results", file_format, {})
+    results.write([scores], SimpleNamespace(task_idx=0))
+    assert len(results.names()) == 2
+    [part] = (bucket / "results").glob("part-*")
+    if file_format == "parquet":
+        row = pq.read_table(part).to_pylist(maps_as_pydicts="strict")[0]
+    else:
+        row = json.loads(part.read_text().splitlines()[0])
+    assert row["kinds"] == expected["kinds"]
+    assert (row["p_value"], row["evidence"]) == (expected["p_value"], expected["evidence"])
+
+
 def test_pictures_are_found_in_folders_and_buckets(cluster, bucket):
     for name in ("b.JPG", "inner/a.png", "notes.txt"):
         (bucket / name).parent.mkdir(exist_ok=True)

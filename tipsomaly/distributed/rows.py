@@ -40,11 +40,18 @@ SCORES = pa.schema(
         "width": pa.int32(),
         "height": pa.int32(),
         "is_anomalous": pa.bool_(),
+        "p_value": pa.float64(),
+        "evidence": pa.string(),
+        "kinds": pa.map_(pa.string(), pa.float64()),
         "note": pa.string(),
         "error": pa.string(),
     }
 )
-"""Rows of results: what `results.jsonl` says of a picture, less its files. Null is what does not apply."""
+"""Rows of results: what `results.jsonl` says of a picture, less its files and regions. Null is what does not apply."""
+
+JSON = pa.json.ParseOptions(  # whose objects are no maps
+    explicit_schema=SCORES.remove(SCORES.get_field_index("kinds")), unexpected_field_behavior="ignore"
+)
 
 
 def find(sources: Sequence[str | os.PathLike], done: pa.Array | None = None) -> ray.data.Dataset | None:
@@ -107,7 +114,7 @@ class Results(ray.data.Datasink[int]):
             if self.format == "parquet":
                 table = pq.read_table(content, schema=SCORES, page_checksum_verification=True)
             else:
-                table = pa.json.read_json(content, parse_options=pa.json.ParseOptions(explicit_schema=SCORES))
+                table = pa.json.read_json(content, parse_options=JSON)
             return table["image"].combine_chunks()
         except (pa.ArrowException, OSError, ValueError, KeyError):  # parsers raise all of them
             print(f"{printable(part)}: damaged, its pictures are scored again", file=sys.stderr)
@@ -126,7 +133,7 @@ class Results(ray.data.Datasink[int]):
             if self.format == "parquet":
                 pq.write_table(table, file, write_page_checksum=True)
             else:
-                for row in table.to_pylist():
+                for row in table.to_pylist(maps_as_pydicts="strict"):
                     known = {field: value for field, value in row.items() if value is not None}
                     file.write(to_json(known).encode() + b"\n")
         return len(table) - table["error"].null_count
