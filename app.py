@@ -123,11 +123,11 @@ def build(space: Space) -> gr.Blocks:
                             **picture,
                         )
                     regions = gr.Dataframe(
-                        headers=["left", "top", "right", "bottom", "area (px)", "peak"],
+                        headers=["left", "top", "right", "bottom", "area (px)", "peak", "kind"],
                         label="Regions, strongest first, in pixels of the picture",
                         interactive=False,
                     )
-                    make_files = gr.Button("Make files: overlay, mask, map (.npy, 16-bit PNG), regions (JSON)")
+                    make_files = gr.Button("Make files: overlay, mask, map (.npy, 16-bit PNG), regions (JSON, COCO)")
                     downloads = gr.File(
                         label="Files, at the picture's own size", file_count="multiple", interactive=False
                     )

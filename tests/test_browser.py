@@ -130,10 +130,14 @@ def test_an_example_is_one_click_to_a_verdict_and_a_comparison_with_its_mask(pag
     assert page.get_by_text("not measured here").is_visible()
     page.get_by_role("button", name="Try: Stained").click()
     page.locator("#comparison th", has_text="own").wait_for()
+    page.get_by_role("button", name="A ground-truth mask").click()
+    page.locator("#truth input[type=file]").set_input_files(ROOT / "examples" / "masks" / "tile-defect.png")
+    page.locator("#truth img").wait_for()
 
     page.locator("#examples button").filter(has_text="T-shirt with a coffee stain").click()  # all of it follows
     found = pipe.compare(PICTURE.parent / "shirt-defect.jpg", "shirt")
     said.get_by_text(f"its image score is {found['decoupled'].score:.2f}").wait_for()
+    sync_api.expect(page.locator("#truth img")).to_have_count(0)  # of the picture before
     page.get_by_role("tab", name="Detection").click()
     page.get_by_text("of 2 · shirt").wait_for()
 

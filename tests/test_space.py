@@ -201,13 +201,20 @@ def test_zips_that_cannot_be_unpacked(tmp_path):
 
 def test_files_hold_the_result(inspection, tmp_path):
     result = inspection.result
-    paths = {path.name: path for path in write_files(result, 0.4, tmp_path)}
+    at = round(0.5 * float(result.anomaly_map.max()), 2)
+    paths = {path.name: path for path in write_files(result, at, tmp_path)}
     np.testing.assert_array_equal(np.load(paths["map.npy"]), result.anomaly_map)
     wide = np.asarray(Image.open(paths["map_16bit.png"]))
     assert np.abs(wide / 65535 - result.anomaly_map).max() <= 0.5 / 65535 + 1e-7
-    np.testing.assert_array_equal(np.asarray(Image.open(paths["mask.png"])), result.mask(0.4))
+    np.testing.assert_array_equal(np.asarray(Image.open(paths["mask.png"])), result.mask(at))
     assert Image.open(paths["overlay.png"]).size == (result.width, result.height)
-    assert json.loads(paths["regions.json"].read_text()) == json.loads(json.dumps(record(result, 0.4)))
+    assert json.loads(paths["regions.json"].read_text()) == json.loads(json.dumps(record(result, at)))
+    coco = json.loads(paths["coco.json"].read_text())
+    assert [(a["bbox"][:2], a["area"]) for a in coco["annotations"]] == [
+        ([*r.box[:2]], r.area) for r in result.regions(at)
+    ]
+    assert coco["images"][0]["file_name"] in Path(str(result.source)).name
+    assert str(tmp_path) not in json.dumps(coco) and str(Path.cwd()) not in json.dumps(coco)  # no path of the server
 
 
 def test_names_in_tables_and_archives_do_no_harm(inspection, tmp_path):

@@ -62,11 +62,13 @@ class Coco(_Closing):
     """`coco.json`: pictures, and a polygon and a box for each region, as annotations that CVAT, FiftyOne and others
     import. `coco_results.json`: the same as detections with scores and exact masks (RLE), for pycocotools' `loadRes`.
 
-    File names are relative to the folder that `info` names: the innermost one that holds all pictures.
+    File names are relative to the folder that `info` names: `root`, by default the innermost one that holds all
+    pictures.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, root: str | None = None) -> None:
         super().__init__(folder)
+        self.root = root
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.results: list[dict[str, Any]] = []
@@ -95,7 +97,7 @@ class Coco(_Closing):
             self.results.append(common | {"segmentation": rle})
 
     def close(self) -> None:
-        root = common_folder([image["file_name"] for image in self.images])
+        root = common_folder([image["file_name"] for image in self.images]) if self.root is None else self.root
         for image in self.images:
             image["file_name"] = relative(image["file_name"], root)
         categories = [{"id": i, "name": kind, "supercategory": "anomaly"} for kind, i in self.categories.items()]

@@ -97,10 +97,13 @@ class ComparisonTab:
         for button, phrases in zip(self.suggested, comparison.SUGGESTIONS.values(), strict=True):
             filled = button.click(lambda p=phrases: p, None, own[:2], queue=False, **private)
             filled.then(self.refresh, inputs, outputs, **private, **limits)
+        # a mask is of the picture that was there
+        cleared = image.change(lambda: None, None, self.truth, queue=False, **private)
+        cleared.then(self.refresh, inputs, outputs, trigger_mode="always_last", **private, **limits)
         gr.on(
             [
                 self.run.click,
-                *(component.change for component in (image, *settings, self.truth)),
+                *(component.change for component in (*settings, self.truth)),
                 *(event for box in (self.normal, self.abnormal) for event in (box.blur, box.submit)),
             ],
             self.refresh,

@@ -111,7 +111,9 @@ class Demo:
         shown, result = inspection.shown, replace(inspection.result)
         low, high = (float(shown.anomaly_map.min()), float(shown.anomaly_map.max())) if rescaled else (0.0, 1.0)
         heatmap = visualization.heatmap((shown.anomaly_map - low) / max(high - low, 1e-6))
-        regions = [[*region.box, region.area, round(region.peak, 3)] for region in result.regions(threshold)]
+        regions = [
+            [*region.box, region.area, round(region.peak, 3), region.kind or ""] for region in result.regions(threshold)
+        ]
         return (
             (shown.image, heatmap),
             comparison.legend(low, high),

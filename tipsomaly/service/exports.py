@@ -14,6 +14,7 @@ from PIL import Image
 
 from tipsomaly.detection import visualization
 from tipsomaly.detection.calibration import Calibration
+from tipsomaly.detection.formats import Coco
 from tipsomaly.detection.result import Result
 from tipsomaly.detection.scoring import STRATEGIES
 from tipsomaly.studies.metrics import Metrics
@@ -90,8 +91,8 @@ def record(result: Result, threshold: float | None = None) -> dict:
 
 def write_files(result: Result, threshold: float, folder: Path) -> list[Path]:
     """A result at the picture's own size as files: overlay and mask as PNG, the map as float32 .npy and as a 16-bit PNG
-    (65535 is 1), scores and regions as JSON."""
-    result = replace(result)  # the large map lives no longer than this
+    (65535 is 1), scores and regions as JSON, and the regions as COCO has them, in `coco.json`."""
+    result = replace(result, pixel_threshold=threshold)  # the large map lives no longer than this
     anomaly_map, mask = result.anomaly_map, result.mask(threshold)
     paths = {name: folder / name for name in ("overlay.png", "mask.png", "map.npy", "map_16bit.png", "regions.json")}
     result.overlay(threshold).save(paths["overlay.png"])
@@ -99,7 +100,9 @@ def write_files(result: Result, threshold: float, folder: Path) -> list[Path]:
     np.save(paths["map.npy"], anomaly_map)
     Image.fromarray(np.round(anomaly_map * 65535).astype(np.uint16)).save(paths["map_16bit.png"])
     paths["regions.json"].write_text(json.dumps(record(result, threshold), indent=2) + "\n", encoding="utf-8")
-    return list(paths.values())
+    with Coco(folder, root="") as coco:  # of no folder of the server
+        coco.add(Path(result.source).name if isinstance(result.source, str | Path) else "picture", result, "")
+    return [*paths.values(), folder / "coco.json"]
 
 
 HEADERS = ("picture", "score", "global", "local", "verdict", "error")
