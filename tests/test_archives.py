@@ -9,17 +9,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from trees import png
 
 from tipsomaly.data import archives
 from tipsomaly.data.archives import Archive
 from tipsomaly.detection.records import read_records
 from tipsomaly.errors import ImageError
-
-
-def png(seed: int = 0) -> bytes:
-    file = io.BytesIO()
-    Image.linear_gradient("L").resize((30 + seed, 20)).save(file, "PNG")
-    return file.getvalue()
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **attributes) -> None:

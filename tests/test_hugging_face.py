@@ -1,23 +1,16 @@
 """Data sets of Hugging Face's library: those that it wrote into a folder, and what it does not find. Not the Hub."""
 
-import io
 import json
 
 import datasets
 import pytest
-from PIL import Image
 from pyarrow import parquet
+from trees import png
 
 from tipsomaly.data.hugging_face import HubDataset
 from tipsomaly.data.labelled import save_labelled
 from tipsomaly.data.layouts import read_dataset
 from tipsomaly.errors import DatasetError, FetchError, OptionError
-
-
-def png(seed: int) -> bytes:
-    file = io.BytesIO()
-    Image.linear_gradient("L").resize((30 + seed, 20)).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

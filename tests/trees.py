@@ -1,5 +1,6 @@
 """A small data set on disk in each of the layouts, and what is read of it."""
 
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +12,13 @@ SIZE = (10, 14)
 """height, width"""
 SPOT = np.zeros(SIZE, np.uint8)
 SPOT[2:5, 3:9] = 1
+
+
+def png(wider: int = 0) -> bytes:
+    """A grey PNG of 30 + `wider` x 20 pixels."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((30 + wider, 20)).save(file, "PNG")
+    return file.getvalue()
 
 
 def draw(path: Path, array: np.ndarray | None = None) -> Path:

@@ -73,13 +73,18 @@ def colours(count: int) -> list[tuple[int, int, int]]:
     return [(int(red), int(green), int(blue)) for red, green, blue in _table()[steps]]
 
 
-def data_uri(picture: Image.Image, side: int) -> str:
-    """A JPEG of at most this side in pixels as an address that holds all of it, for HTML."""
+def jpeg(picture: Image.Image, side: int, quality: int = 80) -> bytes:
+    """As a file of at most this side in pixels; the picture stays as it is."""
     small = picture.convert("RGB")
     small.thumbnail((side, side))
     content = io.BytesIO()
-    small.save(content, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    small.save(content, "JPEG", quality=quality)
+    return content.getvalue()
+
+
+def data_uri(picture: Image.Image, side: int, quality: int = 80) -> str:
+    """The same as an address that holds all of it, for HTML."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(picture, side, quality)).decode()}"
 
 
 def side_by_side(pictures: list[Image.Image], height: int | None = None, gap: int = 8) -> Image.Image:

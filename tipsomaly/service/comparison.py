@@ -1,10 +1,8 @@
 """The paper's idea on one picture: table 2a as a 2 x 2 of what scores the picture by what draws the map."""
 
-import base64
 from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
-from io import BytesIO
 
 import numpy as np
 from PIL import Image
@@ -268,7 +266,4 @@ def picture(result: Result, truth: np.ndarray | None) -> str:
 
 def source(image: Image.Image) -> str:
     """A picture as a data: address."""
-    image.thumbnail((SIDE, SIDE))
-    content = BytesIO()
-    image.save(content, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return visualization.data_uri(image, SIDE, quality=88)

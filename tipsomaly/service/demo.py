@@ -74,7 +74,8 @@ class Demo:
             with explained():
                 known = None if calibration else self.bundled.calibration(image, class_name, domain, model)
                 inspection = self.space.inspect(image, class_name, domain, model, calibration or known)
-                twin = self.bundled.twin(image, class_name, domain, model) if known else None
+                example = self.examples.find(image)
+                twin = self.bundled.twin(example, class_name, domain, model) if known else None
         except gr.Error as error:  # nothing of another picture stays beside this one
             card = f'<div class="card" role="alert">{error.message}</div>'
             return None, card, None, None, "", gr.skip(), *self.redraw(None, threshold, rescaled)
@@ -82,7 +83,7 @@ class Demo:
         start = start if start is None else round(start, 2)  # as the slider says it
         return (
             inspection,
-            score_card(inspection, self.examples.find(image), self.bundled.WHERE if known else "", twin),
+            score_card(inspection, example, self.bundled.WHERE if known else "", twin),
             gr.update(value=inspection.shown.overlay(start), alt_text=alt(inspection)),
             exports.record(inspection.result),
             sentences(inspection),

@@ -66,12 +66,8 @@ class Row:
 
 
 def jpeg(image: Image.Image, side: int = SHOWN) -> bytes:
-    """As a file of at most `side` pixels a side."""
-    small = image.copy()
-    small.thumbnail((side, side))
-    content = BytesIO()
-    small.save(content, "JPEG", quality=92)
-    return content.getvalue()
+    """As a file of at most `side` pixels a side, hardly compressed, as it is shown large."""
+    return visualization.jpeg(image, side, quality=92)
 
 
 def shown(result: Result, image: Image.Image, small: bytes | None = None) -> Result:

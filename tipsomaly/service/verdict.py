@@ -8,7 +8,7 @@ from pathlib import Path
 from tipsomaly.detection.calibration import Calibration, allowed
 from tipsomaly.detection.result import Result
 from tipsomaly.service.comparison import percent
-from tipsomaly.service.examples import Examples
+from tipsomaly.service.examples import Example, Examples
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
 
@@ -54,9 +54,9 @@ class Bundled:
             self._made[key] = self.space.calibrate(self.examples.goods(example), *key, RATES[0])
         return self._made[key]
 
-    def twin(self, image: str | Path, class_name: str, domain: str, model: str) -> float | None:
-        """What the good one of a defective example's pair scores; None for any other picture."""
-        example, key = self.examples.find(image), (class_name, domain, model)
+    def twin(self, example: Example | None, class_name: str, domain: str, model: str) -> float | None:
+        """What the good one of a defective example's pair scores; None for any other."""
+        key = (class_name, domain, model)
         if example is None or example.mask is None:
             return None
         if key not in self._twins:
