@@ -15,7 +15,7 @@ from tipsomaly.service import batch, batch_tab, comparison, exports, uploads, ve
 from tipsomaly.service.batch_tab import BatchTab
 from tipsomaly.service.cards import OPENING
 from tipsomaly.service.comparison_tab import ComparisonTab
-from tipsomaly.service.demo import Demo, explained
+from tipsomaly.service.demo import START, Demo, explained
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.middleware import Preview, RateLimit
 from tipsomaly.service.routes import MAX_WAITING, Routes
@@ -44,12 +44,17 @@ THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS).set(
     link_text_color_visited_dark="*secondary_300",
 )
 FILES_KEPT = 3600  # seconds
-SCROLL = """picture => {
+BRING = """picture => {
   const results = document.querySelector("#results"), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (picture && results.getBoundingClientRect().left < 100)
+  if (!picture) return;
+  const [detection, ...others] = [...results.querySelectorAll("[role=tab]")].filter(tab => tab.checkVisibility());
+  if (others.some(tab => tab.ariaSelected == "true" && ["Batch", "About"].includes(tab.innerText.trim())))
+    detection.click();
+  if (results.getBoundingClientRect().left < 100)
     results.scrollIntoView({behavior: still ? "auto" : "smooth"});
 }"""
-"""Where the results are below the picture, as on a phone, whoever chose a picture is brought to them."""
+"""Whoever chose a picture is brought to its result: from Batch and About to Detection, and down to the results where
+they are below the picture, as on a phone."""
 
 
 def build(space: Space) -> gr.Blocks:
@@ -107,7 +112,7 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Tab("Localization", id=batch_tab.LOCALIZATION) as tab_l:
                     slider = gr.ImageSlider(label="Picture | anomaly map", max_height=420, **picture)
                     scale = gr.HTML(comparison.legend())
-                    threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the map", elem_id="threshold")
+                    threshold = gr.Slider(0, 1, START, step=0.01, label="Threshold of the map", elem_id="threshold")
                     rescaled = gr.Checkbox(label="Stretch the colours to this picture")
                     with gr.Row():
                         outlined = gr.Image(
@@ -168,13 +173,13 @@ def build(space: Space) -> gr.Blocks:
         def judge(event: Callable[..., Any], brings: bool = False) -> None:
             judged = event(
                 demo.inspect,
-                [image, *settings, threshold, rescaled, verdicts.calibration],
+                [image, *settings, threshold, rescaled, verdicts.calibration, inspection],
                 inspected,
                 **private,
                 **model_runs,
             )
             if brings:
-                judged.then(None, image, None, js=SCROLL)
+                judged.then(None, image, None, js=BRING)
 
         # whatever is changed, what is shown is of what is chosen now
         for event in (own_batch.then, *(component.input for component in settings)):

@@ -90,6 +90,9 @@ def test_another_picture_has_no_verdict_until_good_ones_are_chosen(demo, tmp_pat
     given = (tmp_path / "own.png", *SETTINGS, 0.5, False)
     _, card, *_, threshold = demo.inspect(*given)[:6]
     assert "No verdict yet" in card and threshold == gr.skip()  # never written back
+    example = demo.inspect(PICTURE, *SETTINGS, 0.5, False)
+    for sent in (given[0], tmp_path / "none.png", None):  # the example's threshold goes with the example
+        assert demo.inspect(sent, *SETTINGS, example[5], False, None, example[0])[5] == 0.5
     chosen = replace(demo.bundled.calibration(PICTURE, *SETTINGS), image_threshold=0.1)
     assert ">Defective<" in demo.inspect(*given, chosen)[1]
     assert "do not serve here: they are of the class" in demo.inspect(*given, replace(chosen, class_name="nut"))[1]

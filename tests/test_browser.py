@@ -150,6 +150,9 @@ def test_good_pictures_give_a_verdict(page, tmp_path):
     picture.crop((100, 200, 400, 500)).save(tmp_path / "next.png")
     upload(page, tmp_path / "next.png")
     page.get_by_text("No verdict yet").wait_for()
+    page.get_by_role("tab", name="Localization").click()
+    sync_api.expect(page.locator("#threshold input[type=number]")).to_have_value("0.5")  # no longer the example's
+    page.get_by_role("tab", name="Detection").click()
     page.get_by_role("button", name="A verdict of your own").click()
     page.locator("#goods input[type=file]").set_input_files(goods)
     page.locator("#goods").get_by_text("4").first.wait_for()
@@ -208,6 +211,8 @@ def test_batch_table(page, pipe, tmp_path):
     page.get_by_role("tab", name="Batch").click()
     page.locator("#batch").get_by_label("Clear").click()
     page.get_by_text("The scores appear here").wait_for()  # nothing of other files stays
+    page.locator("#examples button").first.click()  # whose result comes into view
+    sync_api.expect(page.get_by_role("tab", name="Detection")).to_have_attribute("aria-selected", "true")
 
 
 @BOTH

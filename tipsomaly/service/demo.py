@@ -7,6 +7,7 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import gradio as gr
 
@@ -19,6 +20,9 @@ from tipsomaly.service.cards import EMPTY, alt, score_card, sentences
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import Inspection
 from tipsomaly.service.space import Space
+
+START = 0.5
+"""The threshold of the map where no good pictures say more."""
 
 
 @contextmanager
@@ -40,6 +44,11 @@ def chosen(image: str | None) -> str:
     return image
 
 
+def moved(threshold: float, start: float) -> Any:
+    """What becomes of the slider, which is never written to in vain: a visitor may be dragging it."""
+    return gr.skip() if threshold == start else start
+
+
 class Demo:
     """Handlers of events, over one Space. Their inputs and outputs are those of gradio's components."""
 
@@ -55,7 +64,7 @@ class Demo:
     def _opening(self) -> tuple:
         example = self.examples.opening
         first = (str(example.picture), example.class_name, example.domain)
-        return *first, *self.inspect(*first, self.space.choices[0], 0.5, False)
+        return *first, *self.inspect(*first, self.space.choices[0], START, False)
 
     def inspect(
         self,
@@ -66,10 +75,17 @@ class Demo:
         threshold: float,
         rescaled: bool,
         calibration: Calibration | None = None,
+        before: Inspection | None = None,
     ) -> tuple:
-        """A picture, to everything on the first two tabs."""
+        """A picture, to everything on the first two tabs; `before` is what they showed."""
+        # the slider is the visitor's; only what a verdict put there goes with the verdict
+        start = START if before and before.result.pixel_threshold is not None else threshold
+
+        def emptied(card: str) -> tuple:
+            return None, card, None, None, "", moved(threshold, start), *self.redraw(None, start, rescaled)
+
         if image is None:  # the picture was taken away
-            return None, EMPTY, None, None, "", gr.skip(), *self.redraw(None, threshold, rescaled)
+            return emptied(EMPTY)
         try:
             with explained():
                 known = None if calibration else self.bundled.calibration(image, class_name, domain, model)
@@ -77,18 +93,17 @@ class Demo:
                 example = self.examples.find(image)
                 twin = self.bundled.twin(example, class_name, domain, model) if known else None
         except gr.Error as error:  # nothing of another picture stays beside this one
-            card = f'<div class="card" role="alert">{error.message}</div>'
-            return None, card, None, None, "", gr.skip(), *self.redraw(None, threshold, rescaled)
-        start = inspection.result.pixel_threshold
-        start = start if start is None else round(start, 2)  # as the slider says it
+            return emptied(f'<div class="card" role="alert">{error.message}</div>')
+        judged = inspection.result.pixel_threshold
+        start = start if judged is None else round(judged, 2)  # as the slider says it
         return (
             inspection,
             score_card(inspection, example, self.bundled.WHERE if known else "", twin),
-            gr.update(value=inspection.shown.overlay(start), alt_text=alt(inspection)),
+            gr.update(value=inspection.shown.overlay(judged and start), alt_text=alt(inspection)),
             exports.record(inspection.result),
             sentences(inspection),
-            gr.skip() if start is None else start,  # the slider is the visitor's, and starts where a verdict is made
-            *self.redraw(inspection, threshold if start is None else start, rescaled),
+            moved(threshold, start),
+            *self.redraw(inspection, start, rescaled),
         )
 
     def own_class(self, inspection: Inspection | None, class_name: str, domain: str) -> tuple[str, str]:
