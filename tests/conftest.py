@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import huggingface_hub
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch

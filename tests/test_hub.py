@@ -40,6 +40,28 @@ def test_org_name_and_revision(world, golden):
     fails("nano@main", "no revisions")
 
 
+def test_addresses_as_a_browser_shows_them(world, golden):
+    publish(world, golden, "someone/model")
+    commit = world.hub.commit("someone/model")
+    folder = hub.resolve("someone/model", weights=False)
+    for name in ("hf://someone/model", f"hf://someone/model@{commit}", "https://huggingface.co/someone/model",
+                 "https://hf.co/someone/model/", "https://huggingface.co/someone/model?library=tipsomaly#usage",
+                 f"https://huggingface.co/someone/model/tree/{commit}",
+                 f"{world.hub.url}/someone/model/tree/main"):  # fmt: skip
+        assert hub.resolve(name, weights=False) == folder, name
+    fails("hf://someone/model@nope", "no revision 'nope'")
+    fails("https://huggingface.co/someone/model/tree/refs%2Fpr%2F1", "no revision 'refs/pr/1'")
+    fails("https://huggingface.co/someone/model/blob/main/config.json", "names a file, .* whole repository")
+    asked = len(world.hub.requests)
+    for name in ("hf://someone", "hf://datasets/someone/model", "hf://datasets/model", "https://example.com/some/model",
+                 "https://huggingface.co/datasets/someone/model", "https://huggingface.co/spaces/model",
+                 "https://huggingface.co/someone", "https://huggingface.co/someone/model/discussions",
+                 "ftp://huggingface.co/someone/model", "http://[huggingface.co/someone/model"):  # fmt: skip
+        fails(name, r"is not the address of a model on the Hub, which is hf://org/name.*/tree/revision")
+    assert len(world.hub.requests) == asked
+    assert [hub.short_name(name) for name in ("x/a", "hf://x/a@b", "https://hf.co/x/a/tree/b")] == ["a"] * 3
+
+
 def test_a_v2_name_falls_back_to_googles_repository(world, golden, monkeypatch):
     """As Google published it: no preprocessor, no prompts, a flat config.json with code to run."""
     files = publish(world, golden, f"google/{V2}")
@@ -185,7 +207,9 @@ def test_prompts_by_name_path_and_hub_id(world, golden):
         "acme/none": {"README.md": b"x"},
     }
     for prompts in ("tiny", golden.folder / "prompts" / "tiny.safetensors", "acme/one", "acme/two:b",
-                    "acme/two:prompts/b.safetensors", "acme/one:tiny@main"):  # fmt: skip
+                    "acme/two:prompts/b.safetensors", "acme/one:tiny@main", "hf://acme/two:b",
+                    "https://huggingface.co/acme/one/tree/main",
+                    "https://huggingface.co/acme/two/blob/main/prompts/b.safetensors"):  # fmt: skip
         pipe = Pipeline.from_pretrained(golden.folder, prompts=prompts)
         assert torch.equal(pipe.prompts.normal, golden.pipe.prompts.normal)
     for prompts, message in (("acme/two", "a, b; say which"), ("acme/none", "no prompts"), ("acme/one:c", "no c"),
@@ -232,6 +256,7 @@ def test_the_models_command_lists_names_and_what_is_cached(world, golden):
     assert {"nano", *BACKBONES} <= set(rows)
     assert [rows[name][-1] for name in ("nano", "tips-s14-hr", V1, V2)] == ["bundled", "Hub", "converted", "-"]
     assert "mvtec, visa" in output
+    assert f"mvtec of {V1}: MVTec AD (CC BY-NC-SA 4.0, not for commercial use)" in output
 
 
 def test_a_first_score_imports_no_client_no_plotting_and_no_compiler():

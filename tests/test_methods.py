@@ -21,6 +21,7 @@ from tipsomaly.prompts.direct import Direct
 from tipsomaly.prompts.methods import METHODS, load_prompts
 from tipsomaly.studies.evaluation import evaluate, evaluate_methods
 from tipsomaly.studies.kinds import evaluate_kinds
+from tipsomaly.studies.paper import DATA_SETS
 from tipsomaly.studies.training import Features, Pixels, shuffled, train
 
 KINDS = ["hole", "scratch", "spot"]
@@ -353,7 +354,9 @@ def test_an_interrupted_training_ends_as_without(golden, drawn, start, tmp_path,
 
 
 @pytest.mark.parametrize("method", ["dapo", "cops"])
-def test_the_command_trains_by_the_published_recipe(here, golden, drawn, tmp_path, method):
+def test_the_command_trains_by_the_published_recipe(here, golden, drawn, tmp_path, method, monkeypatch):
+    counts = {"categories": 2, "normal": 8, "anomalous": 6}
+    monkeypatch.setitem(DATA_SETS, "VisA", counts)  # as if the pictures were those
     out = tmp_path / "mine.safetensors"
     command = ["train", drawn, "--output", out, "--model", golden.folder, "--image-size", 28, "--method", method]
     extra = ["--rows", 1, "--tokens", 1] if method == "dapo" else ["--epochs", 1]
@@ -361,6 +364,8 @@ def test_the_command_trains_by_the_published_recipe(here, golden, drawn, tmp_pat
     assert done.returncode == 0, done.stderr
     prompts = load_prompts(out)
     assert method == prompts.NAME
+    assert prompts.metadata["data_set"] == "VisA"
+    assert "learned on VisA (CC BY 4.0)" in done.stdout
     assert prompts.temperature == pytest.approx(golden.config.temperature)
     assert (prompts.metadata["epochs"], prompts.metadata["seed"]) == (("5", "42") if method == "dapo" else ("1", "0"))
     with safe_open(out, framework="pt") as file:

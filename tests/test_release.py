@@ -18,8 +18,9 @@ from tipsomaly.models import download, hub
 from tipsomaly.models.catalogue import BACKBONES
 
 
-def test_a_v1_name_comes_from_the_release_and_is_converted_once(world, golden):
+def test_a_v1_name_comes_from_the_release_and_is_converted_once(world, golden, capsys):
     pipe = Pipeline.from_pretrained(V1, prompts="mvtec")
+    assert "learned on MVTec AD (CC BY-NC-SA 4.0, not for commercial use)" in capsys.readouterr().err
     assert score(pipe, golden) == score(golden.pipe, golden)
     assert pipe.prompts.metadata["backbone"] == V1
     assert pipe.prompts.metadata["source_sha256"] == BACKBONES[V1].prompts["mvtec"].sha256

@@ -24,7 +24,7 @@ from tipsomaly.cli.options import (
     split_kinds,
 )
 from tipsomaly.detection.scoring import SIGMA
-from tipsomaly.models.catalogue import BACKBONES, OTHERS, Backbone, Other
+from tipsomaly.models.catalogue import BACKBONES, OTHERS, SELLERS, Backbone, Other
 from tipsomaly.models.device import DTYPES
 from tipsomaly.models.folder import ModelFolder
 from tipsomaly.models.hub import BUNDLED, where_cached
@@ -130,7 +130,8 @@ def export(
 @app.command()
 def models() -> None:
     """List the models that have a name: parameters (vision + text, in millions), width, default input size, released
-    prompts, licence, and where each is cached. Any model folder and any org/name on the Hub does as well."""
+    prompts, licence, and where each is cached; then what released prompts were learned on, and its licence. Any model
+    folder and any org/name on the Hub does as well."""
     rows: list[tuple[object, ...]] = [("NAME", "PARAMETERS", "WIDTH", "PIXELS", "PROMPTS", "LICENCE", "CACHED")]
     for name, path in BUNDLED.items():
         folder = ModelFolder(path, name)
@@ -149,4 +150,9 @@ def models() -> None:
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\nReleased prompts were learned on pictures that have licences of their own:")
+    for name, b in released.items():
+        for prompts, p in b.prompts.items():
+            print(f"  {prompts} of {name}: {p.origin}")
+    print(SELLERS)
     print("\nWithout prompts a model needs --prompts (`tipsomaly train` makes some) or --mode fixed.")

@@ -87,7 +87,7 @@ FILE_SUFFIXES = (".csv", ".json", ".jsonl", ".md", ".npy", ".parquet", ".png", "
 
 
 ModelOption = Annotated[
-    str, typer.Option(help="A name of `tipsomaly models`, a model folder, or org/name[@revision] on the Hub.")
+    str, typer.Option(help="A name of `tipsomaly models`, a model folder, or org/name[@revision] or URL on the Hub.")
 ]
 PromptsOption = Annotated[
     str | None, typer.Option(help="A prompt set of the model, a .safetensors file, or org/name[:set] on the Hub.")

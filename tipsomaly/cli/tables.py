@@ -17,7 +17,7 @@ from tipsomaly.cli.options import (
 from tipsomaly.detection.pipeline import Pipeline
 from tipsomaly.files import write_atomically
 from tipsomaly.models.folder import ModelFolder
-from tipsomaly.models.hub import resolve
+from tipsomaly.models.hub import resolve, short_name
 from tipsomaly.prompts.find import default_prompts, read_prompts, released_prompts
 from tipsomaly.prompts.method import PromptMethod
 
@@ -63,7 +63,7 @@ def tables(
         data[name] = (samples, domain, trained_on(paper))
     found: dict[str, dict[str, Evaluation]] = {}
     for model in models or ["nano"]:
-        label = Path(model).resolve().name
+        label = short_name(model)
         if label in found:
             fail(f"two models are called {label}: rename the folder of one", 2)
         folder, found[label] = resolve(model, weights=False), {}

@@ -43,6 +43,8 @@ from tipsomaly.data.kinds import all_kinds, of_one_kind
 from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.errors import printable
 from tipsomaly.files import only_writer
+from tipsomaly.models.catalogue import TRAINING_DATA
+from tipsomaly.models.hub import short_name
 from tipsomaly.prompts.method import Option
 from tipsomaly.prompts.methods import METHODS
 
@@ -103,13 +105,14 @@ def train(
     Every picture is encoded once, unless the method changes the vision tower (--image-tokens). The prompts are written
     after each epoch; after an interrupt the same command goes on with the next.
     """
-    from tipsomaly.studies import training
+    from tipsomaly.studies import paper, training
 
     kind = METHODS[method]
     given = {name: value for name, value in own.items() if value is not None}
     if odd := given.keys() - kind.OPTIONS.keys():
         fail(f"--{min(odd).replace('_', '-')} is no option of the method {method}", 2)
     samples, layout_name, _ = read_samples(root, layout, split, classes, "industrial")
+    data_set = paper.paper_data_set(samples)
     if not any(sample.mask for sample in samples):
         fail(f"{printable(root)}: this data set has no masks, and training needs them", 1)
     read_from: dict[str, Any] = {"readout": readout} if readout else {}
@@ -127,7 +130,7 @@ def train(
         given["kinds"] = all_kinds(samples)
     metadata = {
         "name": output.stem,
-        "backbone": Path(model).resolve().name,
+        "backbone": short_name(model),
         "trained_on": f"{root.resolve().name} ({layout_name}, {split})",
         "pictures": len(samples),
         "seed": seed,
@@ -135,6 +138,7 @@ def train(
         "learning_rate": learning_rate,
         "image_size": "x".join(map(str, pipe.image_size)),
         **read_from,
+        **({"data_set": data_set} if data_set else {}),
     }
     metadata = {key: str(value) for key, value in metadata.items()}
     temperature = pipe.tips.config.temperature
@@ -148,6 +152,8 @@ def train(
     prompts = training.train(pipe, batches, output, start, epochs=epochs, learning_rate=learning_rate, seed=seed)
     numbers = sum(tensor.numel() for tensor in prompts.tensors().values())
     print(f"{output}: {method}, {numbers:,} numbers, {prompts.metadata['epochs']} epochs of {len(samples)} pictures")
+    if data_set in TRAINING_DATA:
+        print(f"learned on {data_set} ({TRAINING_DATA[data_set].terms})")
 
 
 @app.command()

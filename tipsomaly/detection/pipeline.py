@@ -53,8 +53,9 @@ class Pipeline(Scorer):
         calibration: Calibration | str | Path | None = None,
         **options: Any,
     ) -> "Pipeline":
-        """Load a model by name: "nano" (bundled: no network, CPU), a model folder, `org/name` on the Hub, or a released
-        backbone such as "tips-l14-hr" (see `tipsomaly models`), which is fetched and converted once.
+        """Load a model by name: "nano" (bundled: no network, CPU), a model folder, `org/name` or `hf://org/name` on the
+        Hub or its address (`https://huggingface.co/org/name`), or a released backbone such as "tips-l14-hr" (see
+        `tipsomaly models`), which is fetched and converted once.
 
         revision: branch, tag or commit of a Hub repository.
         prompts: the name of a prompt set of the model ("dapo", "cops"), a .safetensors file, or `org/name[:set]` on the

@@ -32,13 +32,42 @@ class Source:
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """A data set that prompts are learned on: the licence of its pictures, and a copy of it on the Hub."""
+
+    licence: str
+    repository: str
+
+    @property
+    def terms(self) -> str:
+        """The licence, and whether it forbids commercial use."""
+        return self.licence + (", not for commercial use" if "-NC" in self.licence else "")
+
+
+TRAINING_DATA = {
+    "MVTec AD": TrainingData("CC BY-NC-SA 4.0", "Voxel51/mvtec-ad"),
+    "VisA": TrainingData("CC BY 4.0", "Voxel51/VisA"),
+}
+"""What released prompts were learned on, by the name that the paper gives it."""
+
+SELLERS = (
+    "Who sells inspection wants prompts learned on VisA, on pictures of their own or on drawn ones (`tipsomaly train`)."
+)
+
+
+@dataclass(frozen=True)
 class Prompts:
-    """Learned prompts of a release: they fit one backbone."""
+    """Learned prompts of a release: they fit one backbone. The licence is that of the file, not of `trained_on`."""
 
     trained_on: str
     path: str
     sha256: str
     licence: str = "MIT"
+
+    @property
+    def origin(self) -> str:
+        """What they were learned on, and its terms."""
+        return f"{self.trained_on} ({TRAINING_DATA[self.trained_on].terms})"
 
     @property
     def source(self) -> Source:
@@ -59,6 +88,7 @@ class Backbone:
     image_size: int = 448
     prompts: dict[str, Prompts] = field(default_factory=dict)
     licence: str = "Apache-2.0 / CC-BY 4.0"
+    patch: int = 14
 
     @property
     def version(self) -> int:
@@ -120,11 +150,12 @@ class Other:
     parameters: tuple[int, int]
     default_size: int
     licence: str
+    patch: int
     prompts: dict[str, Prompts] = field(default_factory=dict)
 
 
 OTHERS = {
-    "siglip2-large-patch16-512": Other("google/siglip2-large-patch16-512", 1024, (317, 566), 512, "Apache-2.0"),
+    "siglip2-large-patch16-512": Other("google/siglip2-large-patch16-512", 1024, (317, 566), 512, "Apache-2.0", 16),
 }
 """Other backbones that have a name."""
 

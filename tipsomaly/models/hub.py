@@ -1,9 +1,9 @@
 """Names to files: a model folder, wherever it is, and what is in it.
 
-A name is, in this order: a bundled model; a local folder; a Hub repository `org/name`; a backbone of the catalogue,
-which comes from the Hub organisation that TIPSOMALY_ORG names, if it does, else from Google's release. Whatever was
-fetched is verified and cached. Nothing of it is ever run: weights are safetensors or plain arrays, and `auto_map` is
-not read.
+A name is, in this order: a bundled model; a local folder; a Hub repository, by `org/name`, `hf://org/name` or the
+address that a browser shows; a backbone of the catalogue, which comes from the Hub organisation that TIPSOMALY_ORG
+names, if it does, else from Google's release. Whatever was fetched is verified and cached. Nothing of it is ever run:
+weights are safetensors or plain arrays, and `auto_map` is not read.
 """
 
 import hashlib
@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from tipsomaly.errors import FetchError, ModelError, one_line
 from tipsomaly.files import expand, staged_folder
@@ -31,14 +33,66 @@ BUNDLED = {"nano": Path(__file__).parents[1] / "nano"}
 TIMEOUT = 10.0
 """Seconds that the Hub may take to answer."""
 
-REPOSITORY = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[\w./-]+))?(@(?P<revision>[\w./-]+))?", re.ASCII)
+REPOSITORY = re.compile(r"(hf://)?(\w[\w.-]*/\w[\w.-]*)(?::([\w./-]+))?(?:@([\w./-]+))?", re.ASCII)
+ADDRESS = re.compile(r"/(\w[\w.-]*/\w[\w.-]*)(?:/tree/([^/]+)|/(?:blob|resolve)/([^/]+)/(.+))?/?", re.ASCII)
+HOSTS = ("https://huggingface.co", "http://huggingface.co", "https://www.huggingface.co", "https://hf.co")
+
+
+class Repository(NamedTuple):
+    """What a name says of the Hub: `org/name`, and maybe a branch, tag or commit, and a file or prompt set in it."""
+
+    id: str
+    revision: str | None = None
+    file: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> "Repository | None":
+        """`org/name[:file][@revision]`, with or without `hf://` before it, or the address of the repository, of a
+        branch (`/tree/...`) or of a file (`/blob/...`) in a browser; None for anything else.
+
+        Raises ModelError for another address, which cannot be the name of anything here.
+        """
+        match, place = REPOSITORY.fullmatch(name), None
+        if match:
+            place = cls(match[2], match[4], match[3])
+        elif "://" not in name:
+            return None
+        else:
+            with suppress(ValueError):  # of an address that is none
+                place = cls._address(name)
+        if place and place.id.split("/")[0] not in ("datasets", "spaces"):
+            return place
+        forms = "hf://org/name[@revision] or https://huggingface.co/org/name[/tree/revision]"
+        raise ModelError(f"{name!r} is not the address of a model on the Hub, which is {forms}")
+
+    @classmethod
+    def _address(cls, address: str) -> "Repository | None":
+        from huggingface_hub import constants
+
+        url = urlsplit(address)
+        match = ADDRESS.fullmatch(url.path)
+        if not match or f"{url.scheme}://{url.netloc}" not in (*HOSTS, constants.ENDPOINT):
+            return None
+        id_, tree, revision, file = (part and unquote(part) for part in match.groups())
+        return cls(id_, tree or revision, file)
+
+    @property
+    def name(self) -> str:
+        """Without the organisation."""
+        return self.id.split("/")[1]
+
+
+def short_name(model: str | Path) -> str:
+    """What a model is called in tables, and by prompts that are learned on it: the last part of its name."""
+    place = Repository.parse(str(model)) if "://" in str(model) else None
+    return place.name if place else Path(model).resolve().name
 
 
 def resolve(name: str | Path, revision: str | None = None, *, weights: bool = True) -> ModelFolder:
     """The folder of a model, fetched if need be: see the head of this file.
 
-    name: a bundled name, a local folder, `org/name` on the Hub or a name of the catalogue; for the latter two a
-        revision (branch, tag or commit) may follow after an @.
+    name: a bundled name, a local folder, a Hub repository or its address (`Repository.parse`) or a name of the
+        catalogue; for the latter two a revision (branch, tag or commit) may follow after an @.
     weights: without them it is what can be had before gigabytes are fetched, to see whether they are wanted: the rest
         of a Hub repository or, for a release that is not converted yet, a folder that is not there.
 
@@ -56,8 +110,10 @@ def resolve(name: str | Path, revision: str | None = None, *, weights: bool = Tr
         folder = ModelFolder(_fetch_backbone(base, revision or at or None, wanted), base)
     elif base in OTHERS:
         folder = ModelFolder(snapshot(OTHERS[base].repository, revision or at or None, wanted), base)
-    elif REPOSITORY.fullmatch(base):
-        folder = ModelFolder(snapshot(base, revision or at or None, wanted), base.split("/")[1])
+    elif place := Repository.parse(text):
+        if place.file:
+            raise ModelError(f"{text!r} names a file, and a model is a whole repository: {place.id}")
+        folder = ModelFolder(snapshot(place.id, revision or place.revision, wanted), place.name)
     elif base in BUNDLED:
         raise ModelError(f"{base!r} comes with the package: it has no revisions")
     else:

@@ -1,6 +1,7 @@
 """From the name of a prompt set to its file, and from released pickles to safetensors."""
 
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tipsomaly.files import expand, is_file
 from tipsomaly.models.catalogue import BACKBONES, Prompts
 from tipsomaly.models.download import disk_errors, fetch, lock
 from tipsomaly.models.folder import ModelFolder, existing
-from tipsomaly.models.hub import REPOSITORY, cache_folder, snapshot
+from tipsomaly.models.hub import Repository, cache_folder, snapshot
 from tipsomaly.prompts.learned import LearnedPrompts
 from tipsomaly.prompts.method import PromptMethod
 from tipsomaly.prompts.methods import METHODS, load_prompts
@@ -56,7 +57,7 @@ def convert_prompts(
 
 def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
     """A prompts file: a set of the model by name, else the set of that name released for the backbone, a local file, or
-    `org/name[:set]` on the Hub. Raises ModelError."""
+    `org/name[:set]` or an address (`Repository.parse`) on the Hub. Raises ModelError."""
     text, sets = str(name), folder.prompt_sets()
     if text in sets:
         return sets[text]
@@ -64,8 +65,8 @@ def find_prompts(folder: ModelFolder, name: str | Path) -> Path:
         return expand(name)
     if text in released_prompts(folder):
         return _fetch_prompts(folder.name, text, released_prompts(folder)[text])
-    if match := REPOSITORY.fullmatch(text):
-        return _hub_prompts(match["id"], match["file"], match["revision"])
+    if place := Repository.parse(text):
+        return _hub_prompts(place)
     known = ", ".join(sets | released_prompts(folder)) or "none; `tipsomaly train` makes some"
     others = [backbone.name for backbone in BACKBONES.values() if text in backbone.prompts]
     wrong = f" ({text} was released for {' and '.join(others)})" if others else ""
@@ -102,6 +103,7 @@ def _fetch_prompts(backbone: str, name: str, prompts: Prompts) -> Path:
         if not path.is_file():
             downloads = cache_folder() / "downloads" / f"{backbone}-{name}"
             fetch((prompts.source,), downloads, extra=1)
+            print(f"prompts {name!r} were learned on {prompts.origin}", file=sys.stderr)
             metadata = {"backbone": backbone, "trained_on": prompts.trained_on, "licence": prompts.licence}
             metadata |= {"source": prompts.source.url, "source_sha256": prompts.sha256}
             with disk_errors(path):
@@ -112,7 +114,8 @@ def _fetch_prompts(backbone: str, name: str, prompts: Prompts) -> Path:
     return path
 
 
-def _hub_prompts(repository: str, file: str | None, revision: str | None) -> Path:
+def _hub_prompts(place: Repository) -> Path:
+    repository, revision, file = place
     wanted = [file, f"prompts/{file}.safetensors"] if file else ["prompts/*.safetensors"]
     folder = ModelFolder(snapshot(repository, revision, wanted))
     sets = folder.prompt_sets()
