@@ -147,14 +147,15 @@ class HubServer(FileServer):
     def answer(self, request: BaseHTTPRequestHandler, path: str, fault: Fault | None) -> None:
         if request.command == "POST":
             self._write(request, path, json_lines(request))
-        elif path.startswith("/api/models/"):
-            self._describe(request, path.removeprefix("/api/models/"))
+        elif path.startswith(("/api/models/", "/api/spaces/")):
+            self._describe(request, path.removeprefix("/api/").removeprefix("models/"))
         else:
             self._resolve(request, path, fault)
 
     def _describe(self, request: BaseHTTPRequestHandler, path: str) -> None:
         parts = path.split("/")
-        repository, action, revision = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "", parts[3:4]
+        owner = 2 if path.startswith("spaces/") else 1
+        repository, (action, *revision) = "/".join(parts[: owner + 1]), parts[owner + 1 : owner + 3] or [""]
         if not self._exists(request, repository, revision[0] if revision else "main"):
             return
         files = self.repositories[repository]
@@ -210,6 +211,8 @@ class HubServer(FileServer):
             for line in lines:
                 if line["key"] == "file":
                     self.repositories[name][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del self.repositories[name][line["value"]["path"]]
             commit = self.commit(name)
             self.send_json(request, {"commitUrl": f"{self.url}/{name}/commit/{commit}", "commitOid": commit})
         else:

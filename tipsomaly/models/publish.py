@@ -25,9 +25,11 @@ def upload(
     *,
     kind: str = "model",
     private: bool | None = None,
+    whole: bool = False,
     token: str | None = None,
 ) -> str:
     """Publish `files` of a folder (all without it) as a Hub repository, made if it is not there; returns its address.
+    With `whole` the repository has these files afterwards and no other.
 
     Raises FetchError, in one line, without a token or when the Hub refuses.
     """
@@ -42,6 +44,7 @@ def upload(
             folder_path=folder,
             repo_type=kind,
             allow_patterns=None if files is None else list(files),
+            delete_patterns="*" if whole else None,
         )
     except Exception as error:  # as in _snapshot
         raise FetchError(f"{repository}: the upload failed: {one_line(error)}") from None
