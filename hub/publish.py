@@ -30,6 +30,8 @@ SPACE = [
     *("examples/examples.json", "examples/pictures/*", "examples/masks/*"),
 ]
 """What app.py needs, and the README, in whose front matter the Hub reads what kind of Space it is."""
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+"""A link, or a picture, of a file here."""
 
 
 def build(name: str, org: str, out: Path) -> Path:
@@ -38,8 +40,9 @@ def build(name: str, org: str, out: Path) -> Path:
     folder = out / name
     shutil.rmtree(folder, ignore_errors=True)
     if name == "space":
-        shown = re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-        for file in contents(ROOT, [*SPACE, *shown]):
+        shown = linked("README.md")
+        guides = [linked(name) for name in shown if name.startswith("hub/site/")]
+        for file in contents(ROOT, [*SPACE, *shown.union(*guides)]):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, folder / file)
         return folder
@@ -73,6 +76,12 @@ def contents(folder: Path, patterns: list[str]) -> list[str]:
     """The files of a folder that match, without Python's own leavings."""
     paths = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in paths if "__pycache__" not in path.parts)
+
+
+def linked(page: str) -> set[str]:
+    """The files that a page of the repository links to."""
+    targets = LINK.findall((ROOT / page).read_text(encoding="utf-8"))
+    return {(ROOT / page).parent.joinpath(target).resolve().relative_to(ROOT).as_posix() for target in targets}
 
 
 def link(source: str, target: str) -> None:

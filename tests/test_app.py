@@ -261,7 +261,7 @@ def call(url: str, image: dict) -> str:
 
 
 def test_plain_http(url, result):
-    """What the README does with curl."""
+    """What the page about the service does with curl."""
     answer = call(url, {"path": upload(url), "meta": {"_type": "gradio.FileData"}})
     assert "event: complete" in answer
     data = json.loads(answer.split("data: ", 1)[1].splitlines()[0])
@@ -269,9 +269,9 @@ def test_plain_http(url, result):
 
 
 @pytest.mark.parametrize(("language", "program"), [("python", [sys.executable, "-c"]), ("sh", ["bash", "-c"])])
-def test_the_readmes_clients(url, language, program, result):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = (c for c in re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL) if "/detect" in c)
+def test_the_clients_of_the_documentation(url, language, program, result):
+    page = (ROOT / "hub" / "site" / "pages" / "service.md").read_text(encoding="utf-8")
+    (code,) = (c for c in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) if "/detect" in c)
     code = code.replace("http://127.0.0.1:7860", url.rstrip("/"))
     done = subprocess.run([*program, code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -150,13 +150,15 @@ def test_the_space_is_uploaded_whole_and_starts_from_its_folder_alone(world, mon
     space = world.hub.repositories["spaces/acme/tipsomaly"]
     assert world.hub.created[0]["sdk"] == "gradio"
     assert {name.split("/")[0] for name in space} == {
-        *("app.py", "requirements.txt", "README.md", "LICENSE", "tipsomaly", "examples")
+        *("app.py", "requirements.txt", "README.md", "LICENSE", "tipsomaly", "examples"),
+        *("hub", ".github", "pyproject.toml"),  # of which only what the README and its guides link to
     }
-    assert not [name for name in space if "__pycache__" in name or name.endswith((".ipynb", ".pyc"))]
+    assert "hub/publish.py" not in space
+    assert not [name for name in space if "__pycache__" in name or name.endswith(".pyc")]
     readme = space["README.md"].decode()
-    assert set(re.findall(r"!\[[^]]*\]\((\w[^)]*)\)", readme)) - set(re.findall(r"\((https?:[^)]*)\)", readme)) <= set(
-        space
-    )
+    for page in ("README.md", *(name for name in space if name.startswith("hub/site/pages/"))):
+        links = re.findall(r"\]\((?!https?:|#)([^)#]+)", space[page].decode())
+        assert {os.path.normpath(Path(page).parent / link).replace(os.sep, "/") for link in links} <= set(space), page
     front = SpaceCard(readme).data
     assert (front.sdk, front.app_file) == ("gradio", "app.py")
     assert Requirement(f"gradio=={front.sdk_version}")
