@@ -1,8 +1,10 @@
 """Make the bundled examples: `python -m hub.nano.examples PHOTOGRAPHS`.
 
-Writes examples/examples.json and into examples/pictures and examples/masks: pairs of a photograph and the same one with
-a defect composed on it, of strokes and blots that were placed by hand, and two drawn pairs. Six of the nine photographs
-and both drawn families are never seen by nano's training. Seeded: the same photographs give the same files.
+Writes examples/examples.json and into examples/pictures and examples/masks: pairs of a photograph and the same one
+with a defect composed on it, of strokes and blots that were placed by hand, and three drawn pairs. Seven of the eight
+photographs and the drawn families are never seen by nano's training. The pairs are ones that nano tells apart: they
+show how the method is used, not how often nano is right, which the measurements in its card say. Seeded: the same
+photographs give the same files.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from .defects.drawing import about, jittered, sample
 from .photo import photograph
 from .photographs import is_held_out
 from .render import save
-from .surfaces import SURFACES
+from .surfaces import HELD_OUT, SURFACES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIDE = 640
@@ -50,21 +52,6 @@ def lines(*paths: Points, width: float, dark: float = 0.0, tone: tuple[float, fl
         return image * (1 - dark * core) + bright + rim * edge, (best < 0.7 / c.size).float()
 
     return draw
-
-
-def star(x: float, y: float, radius: float, spokes: int = 9) -> tuple[Points, ...]:
-    """Lines that run out from where glass was hit, and shorter ones that join them."""
-    turns = [(i + 0.7 * math.sin(7 * i) / 2) * 2 * math.pi / spokes for i in range(spokes)]
-    reach = [radius * (0.7 + 0.3 * math.cos(5 * i)) for i in range(spokes)]
-
-    def at(i: int, share: float) -> tuple[float, float]:
-        i %= spokes
-        return x + share * reach[i] * math.cos(turns[i]), y + share * reach[i] * math.sin(turns[i])
-
-    joins = [
-        (at(i, share), at(i + 1, share * 1.1)) for share in (0.25, 0.5) for i in range(spokes) if (i * share * 4) % 3
-    ]
-    return (*(((x, y), at(i, 1.0)) for i in range(spokes)), *joins)
 
 
 def blot(
@@ -148,19 +135,16 @@ PAIRS = (
     Pair("ph_rosewood_veneer1.jpg", "wood", (0, 0, 640, 640), "Rosewood veneer", "Rosewood veneer with scratches",
          "scratch", lines(((.25, .70), (.45, .52), (.72, .33)), ((.62, .47), (.48, .57), (.30, .72)),
                           ((.55, .62), (.66, .55)), width=4.5, tone=(.33, .26, .18), rim=-.06, bend=.0015)),
-    Pair("px_laptop01.jpg", "laptop", (240, 0, 880, 640), "Laptop", "Laptop with a cracked screen", "crack",
-         lines(*star(.58, .29, .16), width=3, tone=(.5, .52, .55), rim=.05, bend=.002)),
-    Pair("cl_skirt84.jpg", "fabric", (60, 0, 460, 400), "Skirt", "Skirt with a tear", "cut",
-         tear(.50, .60, .24, .035, -.5, (.34, .27, .42))),
+    Pair("ph_asphalt_06.jpg", "asphalt", (0, 0, 640, 640), "Asphalt", "Asphalt with a crack", "crack",
+         lines(((.15, .55), (.28, .50), (.36, .53), (.5, .44), (.66, .47), (.85, .36)),
+               ((.5, .44), (.54, .58), (.52, .66)), width=7, dark=.6)),
+    Pair("cl_dress02.jpg", "fabric", (80, 120, 340, 380), "Lace dress", "Lace dress with a tear", "cut",
+         tear(.50, .5, .34, .055, -.6, (.12, .10, .12))),
     Pair("ph_brushed_concrete.jpg", "concrete", (0, 0, 640, 640), "Concrete floor", "Concrete floor with an oil stain",
          "stain", blot((.58, .55, .12), (.69, .63, .06), (.47, .68, .022), (.75, .50, .018), (.44, .46, .012),
                        colour=(.6, .7, .8), ring=.15)),
-    Pair("px_corn02.jpg", "corn", (320, 0, 960, 640), "Corn cobs", "Corn cobs with a rotten spot", "discolouration",
-         blot((.36, .61, .035), (.41, .65, .03), (.33, .645, .02), (.45, .615, .01), colour=(.7, 1.1, 1.6), ring=.1,
-              rough=.15, soft=10)),
-    Pair("ski_retina.jpg", "retina", (112, 112, 912, 912), "Retina", "Retina with bleeding", "bleed",
-         blot((.42, .62, .03), (.47, .67, .018), (.38, .67, .02), (.42, .72, .012), (.50, .61, .01), (.36, .60, .008),
-              colour=(.5, 1.3, .9), ring=0, rough=.2)),
+    Pair("acg_bricks08.jpg", "brick wall", (0, 0, 640, 640), "Brick wall", "Brick wall with a hole", "hole",
+         blot((.56, .45, .06), (.61, .49, .045), (.53, .51, .03), colour=(1.6, 1.7, 1.8), ring=.25, rough=.3, soft=2)),
 )  # fmt: skip
 
 
@@ -186,8 +170,13 @@ class Drawn:
 
 DRAWN = (
     Drawn("nut", "metal nut", "Hexagon nut", "Hexagon nut with rust", "corrosion", 114),
-    Drawn("zipper", "zipper", "Zipper", "Zipper with bent teeth", "bent", 102),
+    Drawn("zipper", "zipper", "Zipper", "Zipper with bent teeth", "bent", 103),
+    Drawn("skin", "skin", "Skin", "Skin with bleeding", "bleed", 105),
 )
+
+
+def file_name(class_name: str) -> str:
+    return class_name.replace(" ", "_")
 
 
 def crop(pair: Pair, path: Path) -> Tensor:
@@ -209,15 +198,16 @@ def composed(pair: Pair, folder: Path, row: dict[str, str]) -> list[dict]:
         "licence": row["licence"],
         "seen_in_training": not is_held_out(row["file"]),
     }
-    names = f"{pair.class_name}-good", f"{pair.class_name}-defect"
+    names = f"{file_name(pair.class_name)}-good", f"{file_name(pair.class_name)}-defect"
     captions = pair.good, f"{pair.bad} (composed)"
     return write(pair, names, captions, (good, bad.clamp(0, 1), mask), about)
 
 
 def drawn(pair: Drawn) -> list[dict]:
     own = {"source": "hub/nano", "author": "the authors of this package", "licence": "MIT"}
-    about = {"domain": "industrial", **own, "seen_in_training": False}
-    name = pair.class_name.replace(" ", "_")
+    domain = SURFACES[pair.family].domain
+    about = {"domain": domain, **own, "seen_in_training": pair.family not in HELD_OUT}
+    name = file_name(pair.class_name)
     captions = f"{pair.good} (drawn)", f"{pair.bad} (drawn)"
     return write(pair, (f"{name}-2", f"{name}-1"), captions, pair.make(), about)
 
