@@ -382,3 +382,13 @@ def test_a_full_disk_leaves_no_half_model(golden, tmp_path):
         assert caught.value.filename == str(out)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_other_prompts_are_chosen_by_name():
+    pipe = Pipeline.from_pretrained(image_size=112)
+    direct = pipe.with_options(prompts="direct")
+    assert (direct.method_name, direct.mode) == ("direct", direct.prompts.MODE)
+    with pytest.raises(ModelError, match="no prompt set or file 'nothing'"):
+        pipe.with_options(prompts="nothing")
+    with pytest.raises(ModelError, match="give the prompts themselves"):
+        Pipeline(pipe.tips, pipe.tokenizer, pipe.prompts).with_options(prompts="direct")

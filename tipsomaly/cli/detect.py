@@ -12,6 +12,7 @@ import typer
 
 from tipsomaly.cli.options import (
     OUTPUT,
+    AreaOption,
     AspectOption,
     BatchOption,
     ClassOption,
@@ -20,6 +21,7 @@ from tipsomaly.cli.options import (
     DTypeOption,
     EvidenceOption,
     FormatsOption,
+    IgnoreOption,
     KindsOption,
     ModelOption,
     ModeOption,
@@ -27,6 +29,7 @@ from tipsomaly.cli.options import (
     PromptsOption,
     ReadoutOption,
     ReferenceOption,
+    RoiOption,
     SigmaOption,
     SizeOption,
     TileOption,
@@ -91,6 +94,9 @@ def detect(
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
+    roi: RoiOption = None,
+    ignore: IgnoreOption = None,
+    min_area: AreaOption = 0,
     output: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder for maps, overlays and results.", callback=not_empty)
     ] = None,
@@ -140,12 +146,17 @@ def detect(
 
     With --reference a few normal pictures are compared with, and give a verdict and a p-value; if the latest pictures
     are no longer like them, that is said at the end.
+
+    With --roi and --ignore nothing outside of a region changes any number: calibrate, and remember normal pictures,
+    with the same.
     """
     if engine == "ray":
         if is_export(model):
             fail("an export runs on this machine alone: leave out --engine ray", 2)
         if compiled or as_json or overwrite or mutual or watched or video:
             fail("--compile, --json, --overwrite, --mutual, --watch and --video are not for --engine ray", 2)
+        if roi or ignore or min_area:
+            fail("--roi, --ignore and --min-area are not for --engine ray", 2)
         options: dict[str, Any] = {"prompts": prompts, "image_size": image_size, "domain": domain, "mode": mode}
         options |= {"kinds": split_kinds(kinds), "readout": readout, "top": top}
         options |= {"sigma": sigma, "calibration": calibration, "model": model, "device": device, "dtype": dtype}
@@ -174,7 +185,7 @@ def detect(
         if "labelstudio" in chosen:
             fail("Label Studio opens files: --format labelstudio is not for archives, data sets and videos", 2)
     more: dict[str, Any] = {"tile": tile, "overlap": overlap, "keep_aspect": keep_aspect, "kinds": split_kinds(kinds)}
-    more |= {"readout": readout, "top": top}
+    more |= {"readout": readout, "top": top, "roi": roi, "ignore": ignore, "min_area": min_area}
     more |= reference_options(reference, evidence)
     pipe = load_pipeline(
         model, prompts, device, dtype, image_size, domain, mode, sigma, calibration, context=context, **more

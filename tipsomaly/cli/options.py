@@ -128,6 +128,18 @@ OverlapOption = Annotated[
 AspectOption = Annotated[
     bool, typer.Option("--keep-aspect", help="Do not squash pictures to a square, as the paper does.")
 ]
+RoiOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Only what is white there counts: a picture like the others, or .json of polygons."
+    ),
+]
+IgnoreOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="What is white there does not count; as --roi.")
+]
+AreaOption = Annotated[
+    int, typer.Option(metavar="PX", min=0, help="Leave out regions of the map of fewer pixels of the picture.")
+]
 RootArgument = Annotated[Path, typer.Argument(help="The folder of a data set.")]
 LayoutOption = Annotated[str | None, one_of(LAYOUTS, "How the data set lies on disk; default: recognised.")]
 SplitOption = Annotated[str, one_of(("test", "train"), "The paper also trains on the test split, of another data set.")]

@@ -12,11 +12,13 @@ from tipsomaly.cli.options import (
     DeviceOption,
     DomainOption,
     DTypeOption,
+    IgnoreOption,
     ModelOption,
     ModeOption,
     OverlapOption,
     PromptsOption,
     ReadoutOption,
+    RoiOption,
     SigmaOption,
     SizeOption,
     TileOption,
@@ -71,6 +73,8 @@ def reference(
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
+    roi: RoiOption = None,
+    ignore: IgnoreOption = None,
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
     dtype: DTypeOption = "auto",
@@ -83,7 +87,7 @@ def reference(
         fail(f"{output}: a file of references ends in .safetensors", 2)
     options = ReferenceOptions(memory, tuple(layer) if layer else None, turns, limit, target_fpr, rule, factor)
     more: dict[str, Any] = {"readout": readout, "top": top, "tile": tile, "overlap": overlap}
-    more["keep_aspect"] = keep_aspect
+    more |= {"keep_aspect": keep_aspect, "roi": roi, "ignore": ignore}
     images = find_pictures(normals)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **more)
     found = pipe.make_references(images, class_name, options, batch_size=batch_size)

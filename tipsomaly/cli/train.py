@@ -17,6 +17,7 @@ from tipsomaly.cli.options import (
     DeviceOption,
     DomainOption,
     DTypeOption,
+    IgnoreOption,
     LayoutOption,
     ModelOption,
     ModeOption,
@@ -25,6 +26,7 @@ from tipsomaly.cli.options import (
     PromptsFileOption,
     PromptsOption,
     ReadoutOption,
+    RoiOption,
     RootArgument,
     SigmaOption,
     SizeOption,
@@ -172,6 +174,8 @@ def calibrate(
     tile: TileOption = None,
     overlap: OverlapOption = None,
     keep_aspect: AspectOption = False,
+    roi: RoiOption = None,
+    ignore: IgnoreOption = None,
     output: OutputOption = Path("."),
     batch_size: BatchOption = 8,
     device: DeviceOption = "auto",
@@ -187,6 +191,7 @@ def calibrate(
         fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
     images = find_pictures(normals)
     more: dict[str, Any] = {"top": top, "tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
+    more |= {"roi": roi, "ignore": ignore}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, context=context, **more)
     found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
     if found.pictures < 1 / target_fpr:

@@ -80,7 +80,7 @@ class PixelCounts:
         self._bins = np.zeros(_BINS, np.int64)
 
     def add(self, anomaly_map: np.ndarray) -> None:
-        """A map (H, W), float32 in [0, 1]."""
+        """A map (H, W), or pixels of one, float32 in [0, 1]."""
         keys = (anomaly_map.ravel() + np.float32(0)).view(np.uint32) >> _SHIFT  # in the order of the scores
         self._bins += np.bincount(keys, minlength=_BINS)
 

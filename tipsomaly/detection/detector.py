@@ -30,6 +30,16 @@ class Evidence(NamedTuple):
     kinds: Tensor | None = None
     """(B, h, w, K) float32 in [0, 1]: that it has each kind of defect, from prompts that know kinds."""
 
+    def spoken_by(self, speakers: Tensor) -> "Evidence":
+        """The same with a region of interest: of patches, by `Place.speakers` (B, h, w), what is said for each; nothing
+        where nobody does, which is a probability of 0."""
+        chosen = speakers.flatten(1).clamp(min=0)
+        patches = self.patches.flatten(1).gather(1, chosen).view_as(self.patches) * (speakers >= 0)
+        kinds = self.kinds
+        if kinds is not None:
+            kinds = kinds.flatten(1, 2).gather(1, chosen[..., None].expand(-1, -1, kinds.shape[-1])).view_as(kinds)
+        return Evidence(self.images, patches, kinds)
+
     def kinds_at_peak(self, names: tuple[str, ...]) -> list[dict[str, float] | None]:
         """For each picture the probability of each kind, by name, at its most abnormal patch."""
         if self.kinds is None:

@@ -34,9 +34,16 @@ class Engine:
     """A vision tower, and how pictures are given to it."""
 
     def __init__(
-        self, tips: Encoder, viewer: Viewer, sigma: float, readout: Readout = "tokens", top: float | None = None
+        self,
+        tips: Encoder,
+        viewer: Viewer,
+        sigma: float,
+        readout: Readout = "tokens",
+        top: float | None = None,
+        min_area: int = 0,
     ) -> None:
         self.tips, self.viewer, self.sigma, self.readout, self.top = tips, viewer, sigma, readout, top
+        self.min_area = min_area
 
     @property
     def device(self) -> torch.device:
@@ -74,6 +81,8 @@ class Engine:
                 groups.setdefault(view.pixels.shape, []).append(view)
         for views in groups.values():
             pixels = torch.stack([view.pixels for view in views])
+            named = [view.speakers for view in views if view.speakers is not None]
+            speakers = to_device(torch.stack(named), self.device) if named else None
             depth = self.tips.config.vision.depth
             layers = sorted({depth - 1, *(layer % depth for detector in detectors for layer in detector.layers)})
             # The tower as it is serves most detectors, once.
@@ -86,6 +95,8 @@ class Engine:
                     encoded[known] = tokens, to_cpu(F.normalize(tokens[depth - 1].spatial.float(), dim=-1))
                 tokens, spatial = encoded[known]
                 evidence = detector.score(tokens[depth - 1], *(tokens[i % depth].patches for i in detector.layers))
+                if speakers is not None:
+                    evidence = evidence.spoken_by(speakers)
                 images, patches = to_cpu(evidence.images), to_cpu(evidence.patches)
                 kinds = None if evidence.kinds is None else to_cpu(evidence.kinds.half())
                 for i, view in enumerate(views):
@@ -118,12 +129,13 @@ class Engine:
         whole, *tiles = (picture.scores[index][detector] for index in range(1 + len(picture.boxes)))
         object_score, global_score = whole.image.tolist()
         verdict = calibration or references
+        height, width = picture.place.size if picture.place else (picture.height, picture.width)
         result = Result(
             object_score=object_score,
             global_score=global_score,
             patch_map=whole.patch_map.numpy().copy(),
-            width=picture.width,
-            height=picture.height,
+            width=width,
+            height=height,
             input_size=self.viewer.input_size(picture.width, picture.height),
             class_name=class_name,
             mode=mode,
@@ -140,9 +152,12 @@ class Engine:
             image_score=image_score,
             kind_names=() if whole.kinds is None else kinds,
             kind_map=self._kind_map(picture, whole, tiles),
+            place=picture.place,
+            min_area=self.min_area,
         )
         if whole.anomaly_map is not None:
-            vars(result)["anomaly_map"] = whole.anomaly_map.numpy()
+            drawn = whole.anomaly_map.numpy()
+            vars(result)["anomaly_map"] = picture.place.put_back(drawn) if picture.place else drawn
         return result
 
     def _kind_map(self, picture: Picture, whole: Scores, tiles: Sequence[Scores]) -> np.ndarray | None:
@@ -183,7 +198,7 @@ class Engine:
         Raises ImageError, naming the picture, for one that cannot be used, and OptionError where pictures are tiled or
         keep their proportions.
         """
-        if self.viewer.tiling or self.viewer.keep_aspect:
+        if self.viewer.tiling or self.viewer.keep_aspect or self.viewer.region:
             raise OptionError("training and evaluation take whole pictures, squashed to the input size as in the paper")
         check_batch_size(batch_size)
         batch: list[Tensor] = []

@@ -122,8 +122,9 @@ def _check(pipeline: Pipeline, form: str, names: list[str], precision: str, pict
         raise OptionError(f"parity takes at least one picture, not {pictures}")
     if not names:
         raise OptionError("an export needs at least one class name")
-    if pipeline.options.tile is not None or pipeline.options.keep_aspect:
-        raise OptionError("an export takes whole pictures, squashed to the input size: no tiles, no kept proportions")
+    if pipeline.options.tile is not None or pipeline.options.keep_aspect or pipeline.options.region:
+        whole = "no tiles, no kept proportions, no region of interest"
+        raise OptionError(f"an export takes whole pictures, squashed to the input size: {whole}")
     if pipeline.reference:
         raise OptionError("an export holds prompts alone: no normal pictures")
     if not isinstance(pipeline.scorer(names[0]), PromptDetector):

@@ -29,6 +29,7 @@ class ExportEngine(Engine):
     """A graph in the place of the tower and its detectors; a detector is the number of a class here."""
 
     device = torch.device("cpu")
+    min_area = 0
 
     def __init__(self, session: Session, viewer: Viewer, sigma: float, kinds: bool, top: float | None) -> None:
         self.session, self.viewer, self.sigma, self.top = session, viewer, sigma, top
@@ -54,6 +55,9 @@ class ExportEngine(Engine):
 class Exported:
     """What `Pipeline` does with pictures, from a folder of `tipsomaly export`: no towers, no tokenizer. Safe to call
     from several threads at once."""
+
+    min_area = 0
+    """All regions of a map count."""
 
     prompts = None
 

@@ -66,8 +66,8 @@ class Pipeline(Scorer):
             it and is found to be faster with it.
         calibration: thresholds from `tipsomaly calibrate`, for `Result.is_anomalous`.
         options: `reference`, `evidence`, `reference_options` and `detector`, see `Pipeline`; `image_size` (default: the
-            model folder's), `domain`, `mode`, `kinds`, `readout`, `sigma`, `top`, `tile`, `overlap` and `keep_aspect`,
-            see `Settings`.
+            model folder's), `domain`, `mode`, `kinds`, `readout`, `sigma`, `top`, `tile`, `overlap`, `keep_aspect`,
+            `roi`, `ignore` and `min_area`, see `Settings`.
 
         The folder of `tipsomaly export` gives an `Exported`, which has what a pipeline has for pictures; its options
         are those that it was exported with.
@@ -87,12 +87,16 @@ class Pipeline(Scorer):
     def with_options(self, **options: Any) -> "Pipeline":
         """A pipeline with other options (those of the constructor) on the same weights and prototype cache; this one
         stays as it is. It is not calibrated, unless a calibration is among the options, and has no references that were
-        made, unless they are; normal pictures stay.
+        made, unless they are; normal pictures stay. Prompts may be a name, as `from_pretrained` takes it.
 
         >>> Pipeline.from_pretrained().with_options(mode="fixed", image_size=224).image_size
         (224, 224)
         """
         prompts, calibration = options.pop("prompts", self.prompts), options.pop("calibration", None)
+        if isinstance(prompts, str | Path):
+            if self._folder is None:
+                raise OptionError("this pipeline was not loaded from a folder: give the prompts themselves, not a name")
+            prompts = read_prompts(self._folder, prompts)
         if prompts is not self.prompts:
             own = self.prompts is not None and self.mode == self.prompts.MODE  # then it is the other's own as well
             options = {

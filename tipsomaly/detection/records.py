@@ -23,6 +23,8 @@ def run_settings(pipe: Pipeline, class_name: str) -> dict[str, Any]:
     settings = {**pipe.settings(), "class_name": clean_class_name(class_name)}
     if pipe.calibration:
         settings["thresholds"] = [pipe.calibration.image_threshold, pipe.calibration.pixel_threshold]
+    if pipe.min_area:
+        settings["min_area"] = pipe.min_area
     return settings
 
 

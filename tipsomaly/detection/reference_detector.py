@@ -161,6 +161,19 @@ class _Seen:
         self.tokens, self.images, self.patches = tokens, images, patches
         self.turned: list[tuple[int, Tensor]] = []
 
+    def spoken_by(self, speakers: Tensor | None) -> "_Seen":
+        """The same with a region of interest, see `Place.speakers`: nothing outside is remembered."""
+        if speakers is None:
+            return self
+        tokens, patches = (x.flatten(0, 1)[speakers.to(x.device)] for x in (self.tokens, self.patches))
+        seen = _Seen(tokens, self.images, patches)
+        for number, copy in self.turned:
+            turned = turn(torch.arange(speakers.numel()).view_as(speakers), number)  # the patch that each place shows
+            back = torch.empty_like(turned.flatten()).scatter_(0, turned.flatten(), torch.arange(turned.numel()))
+            chosen = back[speakers.flatten()[turned]]
+            seen.turned.append((number, copy.flatten(0, 1)[chosen.to(copy.device)]))
+        return seen
+
 
 def _see(
     engine: Engine, batch: list[View], prompts: PromptDetector, options: ReferenceOptions
@@ -182,4 +195,4 @@ def _see(
                 for i, copy in zip(members, tokens, strict=True):
                     seen[i].turned.append((number, copy))
     for i, view in enumerate(batch):
-        yield view, seen[i]
+        yield view, seen[i].spoken_by(view.speakers)

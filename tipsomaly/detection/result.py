@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tipsomaly.data.images import ImageSource, load_image, source_name
+from tipsomaly.data.interest import Place
 from tipsomaly.detection import scoring, visualization
 from tipsomaly.detection.combination import Use
 from tipsomaly.detection.references import References
@@ -104,6 +105,11 @@ class Result:
     kind_map: np.ndarray | None = field(default=None, repr=False)
     """float16 (h, w, K), of a tiled picture (rows, columns, h, w, K): the probability of each kind at each patch."""
 
+    place: Place | None = field(default=None, repr=False)
+    """Of the region of interest, if there was one: patch maps are of its box, and only what touches it is not 0."""
+    min_area: int = 0
+    """Regions of fewer pixels are left out of `mask` and what is made of it."""
+
     @property
     def local_score(self) -> float:
         """The largest patch probability, or the mean of the largest `top`; of a tiled picture over all its tiles."""
@@ -147,18 +153,34 @@ class Result:
     @cached_property
     def anomaly_map(self) -> np.ndarray:
         """float32 (height, width) in [0, 1]: upsampled and smoothed as in the paper, at the picture's own size; of a
-        tiled picture the maps of its tiles, blended."""
+        tiled picture the maps of its tiles, blended. 0 outside the region of interest."""
         if self.tiles:
-            return self.tiles.anomaly_map((self.height, self.width), self.sigma)
-        return scoring.anomaly_map(self.patch_map, self.input_size, (self.height, self.width), self.sigma)
+            seen = self.tiles.anomaly_map(self._seen, self.sigma)
+        else:
+            seen = scoring.anomaly_map(self.patch_map, self.input_size, self._seen, self.sigma)
+        return self.place.put_back(seen) if self.place else seen
+
+    @property
+    def _seen(self) -> tuple[int, int]:
+        """(height, width) in pixels of what was scored: the picture, or the box of the region of interest."""
+        if self.place is None:
+            return self.height, self.width
+        left, top, right, bottom = self.place.box
+        return bottom - top, right - left
 
     def mask(self, threshold: float | None = None) -> np.ndarray:
         """bool (height, width): where the anomaly map is at least `threshold`, which is the calibrated one unless
-        given. Raises OptionError where there is neither."""
+        given; less what is smaller than `min_area`. Raises OptionError where there is no threshold."""
         threshold = self.pixel_threshold if threshold is None else threshold
         if threshold is None:
             raise OptionError("without a calibration there is no threshold: give one, as in mask(0.5)")
-        return self.anomaly_map >= threshold
+        mask = self.anomaly_map >= threshold
+        if self.min_area > 1:
+            from scipy import ndimage
+
+            labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+            mask &= np.bincount(labels.ravel())[labels] >= self.min_area
+        return mask
 
     def regions(self, threshold: float | None = None) -> list[Region]:
         """The connected regions of `mask(threshold)`, highest peak first."""
@@ -241,11 +263,14 @@ class Result:
 
     def _patch_centres(self) -> tuple[np.ndarray, np.ndarray]:
         """y and x in pixels of the centre of each patch, in the order of `kind_map`."""
+        left, top = self.place.box[:2] if self.place else (0, 0)
         if self.tiles:
-            return self.tiles.patch_centres((self.height, self.width))
-        (h, w), size = self.patch_map.shape, (self.height, self.width)
-        y, x = ((np.arange(n) + 0.5) * length / n for n, length in zip((h, w), size, strict=True))
-        return np.repeat(y, w), np.tile(x, h)
+            y, x = self.tiles.patch_centres(self._seen)
+        else:
+            h, w = self.patch_map.shape
+            y, x = ((np.arange(n) + 0.5) * length / n for n, length in zip((h, w), self._seen, strict=True))
+            y, x = np.repeat(y, w), np.tile(x, h)
+        return y + top, x + left
 
     def record(self) -> dict[str, Any]:
         """What a line of `results.jsonl` says of a picture, less its name and its files."""

@@ -75,8 +75,11 @@ class Scorer:
         if self.options.readout not in tips.readouts:
             choices = ", ".join(tips.readouts)
             raise OptionError(f"this backbone has no readout {self.options.readout!r}: choose {choices}")
-        viewer = Viewer(self.image_size, vision.patch_size, self.options.tiling, self.options.keep_aspect)
-        self.engine = Engine(tips, viewer, self.options.sigma, self.options.readout, self.options.top)
+        look = self.options.tiling, self.options.keep_aspect, self.options.region
+        viewer = Viewer(self.image_size, vision.patch_size, *look)
+        self.engine = Engine(
+            tips, viewer, self.options.sigma, self.options.readout, self.options.top, self.options.min_area
+        )
         if prompts is None and self.mode != "fixed":
             raise ModelError(no_prompts("this model", self.mode))
         if prompts is not None:
@@ -122,6 +125,11 @@ class Scorer:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of defects that results tell apart; none with prompts that know none."""
         return self._method.kinds if self._method and self.mode != "fixed" else ()
+
+    @property
+    def min_area(self) -> int:
+        """Of a map's regions, those of fewer pixels are left out."""
+        return self.options.min_area
 
     @property
     def strategies(self) -> tuple[str, ...]:

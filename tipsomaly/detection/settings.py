@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from tipsomaly.data.interest import MaskSource, RegionOfInterest
 from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.detection.tiling import Tiling
 from tipsomaly.errors import OptionError
@@ -53,6 +54,13 @@ class Settings:
     top: float | None = None
     """The local part of the image score is the mean of this share of the patches, those of the largest probability and
     at least one; None: the largest alone, as in the paper. SubspaceAD has 0.01."""
+    roi: RegionOfInterest | MaskSource | None = field(default=None, repr=False)
+    """What counts of a picture, a `RegionOfInterest` once it is here; None: all. With `top`, the share is one of the
+    patches of its bounding box. Ours, not the paper's."""
+    ignore: MaskSource | None = field(default=None, repr=False)
+    """What does not count; it goes into `roi`."""
+    min_area: int = 0
+    """Of a map's regions, those of fewer pixels are left out; no score depends on it."""
     patch_size: int = field(default=PATCH, repr=False)
     """Of the backbone, in pixels."""
 
@@ -61,6 +69,12 @@ class Settings:
         ensemble(self.domain)
         if self.kinds is not None:
             object.__setattr__(self, "kinds", clean_kinds(self.kinds))
+        if self.ignore is not None or not isinstance(self.roi, RegionOfInterest | None):
+            roi = self.roi.mask if isinstance(self.roi, RegionOfInterest) else self.roi
+            object.__setattr__(self, "roi", RegionOfInterest.of(roi, self.ignore))
+            object.__setattr__(self, "ignore", None)
+        if type(self.min_area) is not int or self.min_area < 0:
+            raise OptionError(f"the smallest area is a number of pixels, 0 or more, not {self.min_area!r}")
         if self.mode not in MODES:
             raise OptionError(f"unknown mode {self.mode!r}: choose {', '.join(MODES)}")
         if self.readout not in READOUTS:
@@ -91,6 +105,12 @@ class Settings:
             return None
         return Tiling(self.tile) if self.overlap is None else Tiling(self.tile, self.overlap)
 
+    @property
+    def region(self) -> RegionOfInterest | None:
+        """What counts of a picture, if not all of it does."""
+        assert self.roi is None or isinstance(self.roi, RegionOfInterest)
+        return self.roi
+
     def but(self, **options: Any) -> "Settings":
         """The same with other options; an overlap goes where its tiles go. Raises OptionError for unknown names."""
         known = self.options().keys()
@@ -119,6 +139,7 @@ class Settings:
             "keep_aspect": self.keep_aspect,
             "readout": self.readout,
             "top": self.top and float(self.top),
+            "roi": self.region and self.region.digest(),
         }
 
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from tipsomaly.data.images import ImageSource, fitted_size, load_image, to_pixels
+from tipsomaly.data.images import ImageSource, fitted_size, load_image, source_name, to_pixels
+from tipsomaly.data.interest import Place, RegionOfInterest
 from tipsomaly.detection.tiling import Tiling
-from tipsomaly.errors import ImageError
+from tipsomaly.errors import ImageError, printable
 
 THREADS = 16
 
@@ -43,6 +44,8 @@ class Picture:
     source: ImageSource
     image: Image.Image | None
     """At its own size, if there are tiles to be cut."""
+    place: Place | None
+    """Of the region of interest, if there is one: what the model sees, `width` and `height` are then of its box."""
     boxes: list[tuple[int, int, int, int]]
     """left, top, right, bottom of each tile; empty if the picture is not cut."""
     scores: dict[int, list[Scores]] = field(default_factory=dict)
@@ -57,6 +60,8 @@ class View:
     index: int
     pixels: Tensor
     """(3, H, W) uint8"""
+    speakers: Tensor | None = None
+    """With a region of interest `Place.speakers` of its patches."""
 
     @property
     def is_last(self) -> bool:
@@ -73,6 +78,7 @@ class Viewer:
     patch_size: int
     tiling: Tiling | None
     keep_aspect: bool
+    region: RegionOfInterest | None = None
 
     def views(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[View | ImageError]:
         """Each picture at the input size, then its tiles, in order. Of pictures to be tiled, which are held until their
@@ -84,11 +90,18 @@ class Viewer:
     def read(self, source: ImageSource) -> Picture:
         """Decode a picture and decide how it is cut. Raises ImageError."""
         loaded = load_image(source)
-        width, height = loaded.image.size
+        whole, place = loaded.image, None
+        if self.region:
+            try:
+                place = self.region.place(*whole.size)
+            except ImageError as error:
+                raise ImageError(f"{printable(source_name(source) or 'image')}: {error}") from None
+            whole = place.cut(whole)
+        width, height = whole.size
         boxes = self.tiling.boxes(width, height) if self.tiling else []
-        image = loaded.image if len(boxes) > 1 else None  # one tile would be the whole picture again
-        pixels = to_pixels(loaded.image, self.input_size(width, height))
-        return Picture(pixels, width, height, loaded.note, source, image, boxes if image else [])
+        image = whole if len(boxes) > 1 else None  # one tile would be the whole picture again
+        pixels = to_pixels(whole, self.input_size(width, height))
+        return Picture(pixels, width, height, loaded.note, source, image, place, boxes if image else [])
 
     def cut(self, place: tuple[Picture | ImageError, int]) -> View | ImageError:
         """A view of a picture at the model's input size, by its index: 0 is the whole, then come the tiles."""
@@ -96,10 +109,15 @@ class Viewer:
         if isinstance(picture, ImageError):
             return picture
         if index == 0:
-            return View(picture, 0, picture.pixels)
+            return self._view(picture, 0, picture.pixels)
         assert picture.image is not None  # which is kept where there are tiles
         left, top, right, bottom = box = picture.boxes[index - 1]
-        return View(picture, index, to_pixels(picture.image.crop(box), self.input_size(right - left, bottom - top)))
+        pixels = to_pixels(picture.image.crop(box), self.input_size(right - left, bottom - top))
+        return self._view(picture, index, pixels, box)
+
+    def _view(self, picture: Picture, index: int, pixels: Tensor, box: tuple[int, int, int, int] | None = None) -> View:
+        grid = pixels.shape[1] // self.patch_size, pixels.shape[2] // self.patch_size
+        return View(picture, index, pixels, picture.place.speakers(grid, box) if picture.place else None)
 
     def input_size(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) in pixels that a picture, or a tile, of this size is resized to."""

@@ -46,7 +46,7 @@ def thresholds(
     scores, pixels = [], PixelCounts()
     for result in results:
         scores.append(result.score)
-        pixels.add(result.anomaly_map)
+        pixels.add(result.place.take(result.anomaly_map) if result.place else result.anomaly_map)
     if not scores:
         raise ValueError("a calibration needs normal pictures")
     scores.sort()
