@@ -125,8 +125,8 @@ def test_an_example_is_one_click_to_a_verdict_and_a_comparison_with_its_mask(pag
     page.get_by_role("tab", name="Prompt comparison").click()
     said = page.locator("#comparison .said")
     found = pipe.compare(PICTURE.parent / "tile-defect.jpg", "tile")
-    said.get_by_text(f"its image score is {found['decoupled'].score:.2f}").wait_for()
-    assert page.locator("#comparison img").count() == len(found) + 2  # the picture and the difference
+    said.get_by_text(f"Its image score is {found['decoupled'].score:.2f}").wait_for()
+    assert page.locator("#comparison img").count() == len(found) + 1  # the difference
     assert page.get_by_text("not measured here").is_visible()
     page.get_by_role("button", name="Try: Stained").click()
     page.locator("#comparison th", has_text="own").wait_for()
@@ -136,7 +136,7 @@ def test_an_example_is_one_click_to_a_verdict_and_a_comparison_with_its_mask(pag
 
     page.locator("#examples button").filter(has_text="T-shirt with a coffee stain").click()  # all of it follows
     found = pipe.compare(PICTURE.parent / "shirt-defect.jpg", "shirt")
-    said.get_by_text(f"its image score is {found['decoupled'].score:.2f}").wait_for()
+    said.get_by_text(f"Its image score is {found['decoupled'].score:.2f}").wait_for()
     sync_api.expect(page.locator("#truth img")).to_have_count(0)  # of the picture before
     page.get_by_role("tab", name="Detection").click()
     page.get_by_text("of 2 · shirt").wait_for()

@@ -31,27 +31,39 @@ SUGGESTIONS: Mapping[str, tuple[str, str]] = {
 SIDE = 480
 """The longer side in pixels of the pictures of a comparison."""
 
+FINDS, PARTLY = 0.6, 0.3
+"""AUPRO from which a map is said to find a defect, and from which a part of it."""
+
 CSS = """
-#comparison .said {font-size: 1.1rem; font-weight: 500}
-#comparison figure {margin: 0; min-width: 0}
-#comparison img {width: 100%; display: block; border-radius: 4px}
-#comparison figcaption {font-size: .85rem; padding: .25rem 0}
-#comparison .two {display: grid; grid-template-columns: minmax(5.5rem, .4fr) 1fr 1fr; gap: .5rem; max-width: 860px}
-#comparison .head, #comparison .side {font-size: .85rem; align-self: end}
-#comparison .side {align-self: center}
-#comparison .cell {padding: 4px; border: 1px solid transparent; border-radius: 8px}
-#comparison .decoupled.cell {border: 3px solid #4f46e5}
-.wide tr.decoupled {background: var(--background-fill-secondary); font-weight: 600}
-#comparison .more {display: grid; margin: .75rem 0;
+#comparison .said {font-size: 1.15rem; font-weight: 500; line-height: 1.4}
+#comparison figure {margin: 0; min-width: 0; padding: 5px; border: 1px solid var(--border-color-primary);
+  border-radius: 8px; font-size: .85rem}
+#comparison figure.decoupled {border: 3px solid #4f46e5; padding: 3px}
+#comparison figure img {width: 100%; display: block; border-radius: 4px}
+#comparison figcaption > b {display: block; padding: .35rem 0 .1rem; font-size: .95rem}
+#comparison .three {display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; margin: .75rem 0 .5rem}
+#comparison .more {display: grid; margin: .5rem 0;
   grid-template-columns: repeat(auto-fill, minmax(max(140px, 23%), 1fr)); gap: .5rem}
+.meter {display: grid; grid-template-columns: 3.2rem 1fr 3.4rem; gap: .4rem; align-items: center; line-height: 1.5;
+  font-variant-numeric: tabular-nums}
+.meter > :last-child {text-align: right; font-weight: 600}
+.meter > div {display: flex; height: .7rem; border-radius: 4px; overflow: hidden;
+  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary)}
+.meter .global {background: #4f46e5} .meter .local {background: #d97706} .meter .aupro {background: #0f766e}
+.key .aupro i {background: #0f766e}
 .card .note {font-size: .85rem}
-.wide {overflow-x: auto} .wide table {border-collapse: collapse; font-size: .85rem; white-space: nowrap}
-.wide td, .wide th {padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--border-color-primary)}
+.wide {overflow-x: auto; margin-bottom: .5rem}
+.wide table {border-collapse: collapse; font-size: .85rem; white-space: nowrap}
+.wide td, .wide th {padding: .2rem .55rem; text-align: right; border-bottom: 1px solid var(--border-color-primary)}
 .wide th[scope=row] {text-align: left}
-@media (max-width: 760px) {
-  #comparison .two {grid-template-columns: 1fr 1fr}
-  #comparison .two > div:first-child {display: none}
-  #comparison .side {grid-column: 1 / -1}
+.wide th[scope=colgroup] {text-align: center} .wide .first {border-left: 1px solid var(--border-color-primary)}
+.wide tr.decoupled, .wide td.decoupled {background: var(--background-fill-secondary); font-weight: 600}
+@media (max-width: 760px) { /* the three stay side by side: that is the comparison */
+  #comparison .three {gap: .25rem} #comparison .three figure {font-size: .75rem; padding: 2px}
+  #comparison .three figure.decoupled {padding: 0}
+  .meter {grid-template-columns: 1fr auto; gap: 0 .25rem} .meter > div {grid-row: 2; grid-column: 1 / -1}
+  .wide td, .wide th {padding: .2rem .3rem}
+  #comparison .said {font-size: 1rem}
 }
 """
 
@@ -80,16 +92,6 @@ def difference_picture(image: Image.Image, values: np.ndarray) -> tuple[Image.Im
     return Image.fromarray((grey + (colours - grey) * weight).round().astype(np.uint8)), most
 
 
-def peaks_on(result: Result, truth: np.ndarray) -> bool:
-    """Whether the map's highest value lies on the defect, `truth` bool (height, width), or within a patch of it, as a
-    map has one value a patch."""
-    y, x = np.unravel_index(int(result.anomaly_map.argmax()), result.anomaly_map.shape)
-    rows, columns = result.patch_map.shape
-    patch = max(result.height / rows, result.width / columns)
-    ys, xs = np.nonzero(truth)
-    return bool(len(ys)) and float(np.hypot(ys - y, xs - x).min()) <= patch
-
-
 def place(result: Result) -> str:
     """Where a map peaks, in words."""
     y, x = np.unravel_index(int(result.anomaly_map.argmax()), result.anomaly_map.shape)
@@ -101,66 +103,95 @@ def place(result: Result) -> str:
 def sentence(comparison: Comparison) -> str:
     """What the comparison shows on this picture, in words that follow from its numbers; what the maps find is said only
     where a mask tells."""
-    results, truth = comparison.results, comparison.truth
-    fixed, learned, decoupled = (results[name] for name in ("fixed", "learned", "decoupled"))
-    keeps = (
-        f"decoupled keeps the fixed prompts' global score, {fixed.global_score:.2f} (learned: "
-        f"{learned.global_score:.2f}), and the learned map; its image score is {decoupled.score:.2f}."
+    fixed, learned, decoupled = (comparison.results[name] for name in ("fixed", "learned", "decoupled"))
+    said = (
+        f"Decoupled takes the learned map, and the fixed prompts' word on the whole picture: "
+        f"{fixed.global_score:.2f}, where the learned ones say {learned.global_score:.2f}. "
+        f"Its image score is {decoupled.score:.2f} of {sum(decoupled.image_score.values()):g}."
     )
-    if truth is None:
+    if comparison.truth is None:
         same = place(fixed) == place(learned)
         where = f"Both maps peak {place(fixed)}" if same else (
-            f"The fixed map peaks {place(fixed)}, the learned map {place(learned)}"
+            f"The fixed prompts' map peaks {place(fixed)}, the learned prompts' {place(learned)}"
         )  # fmt: skip
-        return f"{where}, and without a mask nothing says which is right; {keeps}"
-    if not truth.any():
-        return (
-            f"Nothing is defective here: the fixed map reaches {fixed.anomaly_map.max():.2f}, the learned map "
-            f"{learned.anomaly_map.max():.2f}; {keeps}"
-        )
-    on = {
-        (False, True): "The fixed map peaks outside the defect, the learned map on it",
-        (True, False): "The fixed map peaks on the defect, the learned map outside it",
-        (True, True): "Both maps peak on the defect",
-        (False, False): "Both maps peak outside the defect: neither finds it",
-    }[peaks_on(fixed, truth), peaks_on(learned, truth)]
-    areas = ""
+        return f"{where}; without a mask nothing says which is right. {said}"
     found, finds = (comparison.metrics.get(name, {}).get("aupro") for name in ("fixed", "learned"))
-    if found is not None and finds is not None:
-        areas = f" (AUPRO {percent(found)} and {percent(finds)})"
-        areas += ": here decoupling does harm" if finds < found else ""
-    return f"{on}{areas}; {keeps}"
+    if found is None or finds is None:  # there is no defect
+        return (
+            f"Nothing is defective here: the fixed prompts' map reaches {fixed.anomaly_map.max():.2f}, the learned "
+            f"prompts' {learned.anomaly_map.max():.2f}, and lower is better. {said}"
+        )
+    if words(found) == words(finds):
+        maps = f"Both maps {words(found, 's')} (AUPRO {percent(found)} fixed, {percent(finds)} learned)"
+    else:
+        maps = (
+            f"The fixed prompts' map {words(found)} (AUPRO {percent(found)}), the learned prompts' {words(finds)} "
+            f"({percent(finds)})"
+        )
+    return f"{maps}{': here decoupling does harm' if finds < found else ''}. {said}"
+
+
+def words(aupro: float, plural: str = "") -> str:
+    """What a map does with the defect; of several maps with `plural`."""
+    verb, rest = (
+        ("finds", " it") if aupro >= FINDS else ("finds", " part of it") if aupro >= PARTLY else ("misses", " it")
+    )
+    return (verb[: -2 if verb == "misses" else -1] if plural else verb) + rest.replace("it", "the defect")
 
 
 def html(comparison: Comparison) -> str:
-    """The 2 x 2, the difference, further columns and the table of strategies."""
-    results = cells(comparison.results)
-    pictures = {name: picture(result, comparison.truth) for name, result in comparison.results.items()}
-    maps = {"fixed": pictures["fixed"], "learned": pictures["learned"]}
-    heads = "".join(
-        f'<div class="head"><b>{name} prompts</b> draw the map{measured(comparison.metrics.get(name))}</div>'
-        for name in maps
+    """The three kinds of prompts side by side, then the numbers of all four combinations, the difference of the maps,
+    further columns and the table of strategies."""
+    results, metrics = comparison.results, comparison.metrics
+    pictures = {name: picture(result, comparison.truth) for name, result in results.items()}
+    three, further = (
+        "".join(figure(n, r, pictures[n], metrics.get(n)) for n, r in results.items() if (n in CELLS.values()) is first)
+        for first in (True, False)
     )
-    rows = ""
-    for score in ("fixed", "learned"):
-        side = f"<b>{score} prompts</b> score the picture<br>global {results[score].global_score:.3f}"
-        rows += f'<div class="side">{side}</div>'
-        for drawn in maps:
-            name = CELLS[score, drawn]
-            rows += figure(name, results[name], maps[drawn], "decoupled" if name == "decoupled" else "")
     values = difference(results)
     shown, most = difference_picture(results["fixed"].image, values)
     note = f"The learned map less the fixed map, from {values.min():+.2f} to {values.max():+.2f}"
-    ends = f'<span class="note">blue {-most:+.2f}: learned lower · red {most:+.2f}: learned higher</span>'
-    apart = f'<figure><img src="{source(shown)}" alt="{note}."><figcaption>{note}. {ends}</figcaption></figure>'
-    further = "".join(figure(n, r, pictures[n]) for n, r in results.items() if n not in CELLS.values())
+    ends = f"blue {-most:+.2f}: learned lower · red {most:+.2f}: learned higher"
+    apart = (
+        f'<figure><img src="{source(shown)}" alt="{note}."><figcaption><b>learned - fixed</b>{note}. {ends}'
+        "</figcaption></figure>"
+    )
     outline = " The line goes around the mask's defect." if comparison.truth is not None else ""
+    every = cells(results)
     return (
         f'<div class="card" id="comparison"><p class="said">{escape(sentence(comparison))}</p>'
-        f'<div class="two"><div></div>{heads}{rows}</div>'
-        f'{legend()}<p class="note">One scale of colours for all maps.{outline}</p>'
-        f'<div class="more">{apart}{further}</div>{strategies(results, comparison)}</div>'
+        f'<div class="three">{three}</div>{key(bool(metrics))}{legend()}'
+        f'<p class="note">One scale of colours for all maps.{outline}</p>'
+        f"{combinations(every, metrics)}"
+        f'<div class="more">{apart}{further}</div>{strategies(every, comparison)}</div>'
     )
+
+
+def key(measured: bool) -> str:
+    """What the bars below the maps are."""
+    aupro = '<span class="aupro"><i></i>AUPRO: how well the map finds the defect</span>' if measured else ""
+    return (
+        '<div class="key note" aria-hidden="true"><span class="global"><i></i>image score, the whole picture'
+        f'</span><span class="local"><i></i>and the strongest patch</span>{aupro}</div>'
+    )
+
+
+def combinations(results: Mapping[str, Result], metrics: Mapping[str, Metrics]) -> str:
+    """Table 2a on one picture as numbers: what scores the picture by what draws the map."""
+    maps = ("fixed", "learned")
+    heads, rows = "".join(f'<th scope="col">map: {drawn}</th>' for drawn in maps), ""
+    for score in maps:
+        numbers = ""
+        for drawn in maps:
+            name = CELLS[score, drawn]
+            kind = ' class="decoupled"' if name == "decoupled" else ""
+            numbers += f"<td{kind}>{results[name].score:.3f}<br>{name}</td>"
+        said = f"picture: {score}<br>global {results[score].global_score:.3f}"
+        rows += f'<tr><th scope="row">{said}</th>{numbers}</tr>'
+    for metric, label in (("pixel_auroc", "pixel AUROC"), ("aupro", "AUPRO")) if metrics else ():
+        numbers = "".join(f"<td>{percent(metrics[drawn][metric])}</td>" for drawn in maps)
+        rows += f'<tr><th scope="row">{label}</th>{numbers}</tr>'
+    return wide("The image score, by what scores the picture and what draws the map", heads, rows)
 
 
 def legend(low: float = 0.0, high: float = 1.0) -> str:
@@ -174,23 +205,29 @@ def legend(low: float = 0.0, high: float = 1.0) -> str:
     )
 
 
-def figure(name: str, result: Result, image: str, kind: str = "") -> str:
-    """One cell: the map over the picture, and the image score with its parts."""
-    title = f"{name} (the paper's)" if kind else name
-    words = f"{result.score:.2f} = " + " + ".join(
-        f"{'' if weight == 1 else f'{weight:.2g} x '}{words} {value:.2f}"
-        for part, words, value in (
-            ("object", "object", result.object_score),
-            ("spatial", "global", result.global_score),
-            ("local", "local", result.local_score),
-        )
-        if (weight := result.image_score.get(part, 0))
+def figure(name: str, result: Result, image: str, metrics: Metrics | None) -> str:
+    """A map over the picture, and below it bars for the image score with its parts and, with a mask, for AUPRO."""
+    most = sum(result.image_score.values())
+    values = {"object": result.object_score, "spatial": result.global_score, "local": result.local_score}
+    parts = {part: weight * values[part] for part, weight in result.image_score.items() if weight}
+    bars = "".join(
+        f'<i class="{"local" if part == "local" else "global"}" style="width:{100 * value / most:.1f}%"></i>'
+        for part, value in parts.items()
     )
-    alt = f"{name}: image score {words}; the map peaks {place(result)}"
+    meters = meter("image", bars, f"{result.score:.2f}")
+    found = (metrics or {}).get("aupro")
+    if found is not None:
+        meters += meter("AUPRO", f'<i class="aupro" style="width:{100 * found:.1f}%"></i>', percent(found))
+    alt = f"{name}: image score {result.score:.2f} of {most:g}; the map peaks {place(result)}"
+    kind = ' class="decoupled"' if name == "decoupled" else ""
     return (
-        f'<figure class="cell {kind}"><img src="{image}" alt="{escape(alt)}">'
-        f"<figcaption><b>{escape(title)}</b><br>{words}</figcaption></figure>"
+        f'<figure{kind}><img src="{image}" alt="{escape(alt)}"><figcaption><b>{escape(name)}</b>{meters}</figcaption>'
+        "</figure>"
     )
+
+
+def meter(label: str, bars: str, value: str) -> str:
+    return f'<div class="meter"><span>{label}</span><div aria-hidden="true">{bars}</div><span>{value}</span></div>'
 
 
 def strategies(results: Mapping[str, Result], comparison: Comparison) -> str:
@@ -223,29 +260,36 @@ def wide(caption: str, heads: str, rows: str) -> str:
 
 def paper() -> str:
     """Tables 2a, 2b and 2c of the paper, whole."""
-    words = {"image_auroc": "image AUROC", "image_ap": "AP", "pixel_auroc": "pixel AUROC", "aupro_200": "AUPRO"}
+    names = {"image_auroc": "image<br>AUROC", "image_ap": "image<br>AP", "pixel_auroc": "pixel<br>AUROC"}
+    names |= {"aupro_200": "<br>AUPRO"}
     kinds = {"2a": "which prompts", "2b": "the loss that the learned prompts are trained with", "2c": "the image score"}
     tables = ""
     for number, kind in kinds.items():
         sets = {name: published(number, name) for name in ("MVTec AD", "VisA")}
-        names = list(next(iter(sets.values())))
-        columns = [(name, metric) for name in sets for metric in words if metric in sets[name][names[0]]]
-        heads = "".join(f'<th scope="col">{name}<br>{words[metric]}</th>' for name, metric in columns)
-        rows = ""
-        for row in names:
-            numbers = "".join(f"<td>{100 * (sets[name][row][metric] or 0):.1f}</td>" for name, metric in columns)
+        rows = list(next(iter(sets.values())))
+        columns = {name: [metric for metric in names if metric in found[rows[0]]] for name, found in sets.items()}
+        groups = "".join(
+            f'<th scope="colgroup" class="first" colspan="{len(own)}">{name}</th>' for name, own in columns.items()
+        )
+        first = {name: own[0] for name, own in columns.items()}
+
+        def cell(tag: str, name: str, metric: str, content: str, first: Mapping[str, str] = first) -> str:
+            edge = ' class="first"' if metric == first[name] else ""
+            return f"<{tag}{edge}>{content}</{tag[:2]}>"
+
+        places = [(name, metric) for name, own in columns.items() for metric in own]
+        table = (
+            "<tr><td></td>"
+            + "".join(cell('th scope="col"', name, metric, names[metric]) for name, metric in places)
+            + "</tr>"
+        )
+        for row in rows:
+            numbers = "".join(cell("td", n, m, f"{100 * (sets[n][row][m] or 0):.1f}") for n, m in places)
             marked = ' class="decoupled"' if row in ("decoupled", "local", "S5") else ""
-            rows += f'<tr{marked}><th scope="row">{row}</th>{numbers}</tr>'
-        tables += wide(f"Table {number}: {kind} (the paper, {MODEL}, percent)", heads, rows)
+            table += f'<tr{marked}><th scope="row">{row}</th>{numbers}</tr>'
+        tables += wide(f"Table {number}: {kind} (the paper, {MODEL}, percent)", groups, table)
         tables += f'<p class="note">{escape(NOTES[number])}</p>'
     return f'<div class="card" id="paper">{tables}</div>'
-
-
-def measured(metrics: Metrics | None) -> str:
-    """Pixel metrics in a line; nothing without them."""
-    if not metrics:
-        return ""
-    return f"<br>pixel AUROC {percent(metrics['pixel_auroc'])}, AUPRO {percent(metrics['aupro'])}"
 
 
 def percent(value: float | None) -> str:

@@ -32,6 +32,7 @@ class ComparisonTab:
         """`explained` turns what a visitor did wrong into a line of the page."""
         self.space, self.examples, self.explained = space, examples, explained
         gr.Markdown(IDEA)
+        self.page = gr.HTML(EMPTY)
         with gr.Row():
             self.normal = gr.Textbox(
                 label="Your own phrases for normal, one a line", placeholder="clean {}", lines=2, min_width=220
@@ -42,7 +43,6 @@ class ComparisonTab:
         with gr.Row():
             self.suggested = [gr.Button(f"Try: {name}", size="sm", min_width=120) for name in comparison.SUGGESTIONS]
             self.run = gr.Button("Compare", variant="primary", size="sm", min_width=120)
-        self.page = gr.HTML(EMPTY)
         with gr.Accordion("A ground-truth mask of your own picture", open=False):
             self.truth = gr.Image(
                 label="White is defective; the masks of the examples are known",
