@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 
 from tipsomaly import ModelError
 from tipsomaly.prompts.sentences import ENSEMBLES
-from tipsomaly.service import batch, batch_tab, comparison, exports, uploads, verdict
+from tipsomaly.service import batch, batch_tab, comparison, exports, localization, uploads, verdict
 from tipsomaly.service.batch_tab import BatchTab
 from tipsomaly.service.cards import OPENING
 from tipsomaly.service.comparison_tab import ComparisonTab
@@ -114,28 +114,13 @@ def build(space: Space) -> gr.Blocks:
                     scale = gr.HTML(comparison.legend())
                     threshold = gr.Slider(0, 1, START, step=0.01, label="Threshold of the map", elem_id="threshold")
                     rescaled = gr.Checkbox(label="Stretch the colours to this picture")
+                    regions = gr.HTML(js_on_load=localization.SCRIPT, apply_default_css=False)
+                    make_files = gr.Button("Make files, at the picture's own size")
                     with gr.Row():
-                        outlined = gr.Image(
-                            label="Regions above the threshold",
-                            alt_text="The picture with the regions of the table outlined",
-                            buttons=BUTTONS,
-                            **picture,
-                        )
-                        mask_view = gr.Image(
-                            label="Mask",
-                            alt_text="The regions of the table in white on black",
-                            buttons=BUTTONS,
-                            **picture,
-                        )
-                    regions = gr.Dataframe(
-                        headers=["left", "top", "right", "bottom", "area (px)", "peak", "kind"],
-                        label="Regions, strongest first, in pixels of the picture",
-                        interactive=False,
-                    )
-                    make_files = gr.Button("Make files: overlay, mask, map (.npy, 16-bit PNG), regions (JSON, COCO)")
-                    downloads = gr.File(
-                        label="Files, at the picture's own size", file_count="multiple", interactive=False
-                    )
+                        downloads = [
+                            gr.DownloadButton(name, size="sm", min_width=120, visible=False)
+                            for name in localization.FILES
+                        ]
                 with gr.Tab("Prompt comparison") as tab_c:
                     comparing = ComparisonTab(space, demo.examples, explained)
                 with gr.Tab("Batch") as tab_b:
@@ -152,7 +137,7 @@ def build(space: Space) -> gr.Blocks:
                     )
                     gr.Markdown(ABOUT)
 
-        drawn = [slider, scale, outlined, mask_view, regions, downloads]
+        drawn = [slider, scale, regions, *downloads]
         unread: list[Any] = [
             image,
             comparing.truth,
@@ -239,7 +224,7 @@ def launch(
         max_file_size=uploads.MAX_FILE,
         state_session_capacity=500,
         theme=THEME,
-        css=CSS + comparison.CSS + verdict.CSS + batch.CSS,
+        css=CSS + comparison.CSS + localization.CSS + verdict.CSS + batch.CSS,
         app_kwargs={"routes": routes.all(), "middleware": middleware},
         mcp_server=mcp or None,  # None: as GRADIO_MCP_SERVER says
         show_error=True,

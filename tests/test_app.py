@@ -108,11 +108,15 @@ def test_another_threshold_redraws_without_the_model(demo, result, monkeypatch):
     inspection = demo.inspect(PICTURE, *SETTINGS, 0.5, False)[0]
     monkeypatch.setattr(demo, "space", None)
     for threshold in (0.0, 0.3, 1.0):
-        (picture, heatmap), _, outlined, mask, regions, files = demo.redraw(inspection, threshold, False)
-        assert picture.size == heatmap.size == outlined.size == mask.size == (448, 448)
-        assert [tuple(row[:5]) for row in regions] == [(*r.box, r.area) for r in result.regions(threshold)]
-        np.testing.assert_array_equal(np.asarray(mask) > 0, result.mask(threshold))
-        assert files is None
+        (picture, heatmap), _, page, *files = demo.redraw(inspection, threshold, False)
+        assert picture.size == heatmap.size == (448, 448)
+        rows = re.findall(r'<tr data-region="(\d+)">.*?</th>(.*?)</tr>', page)
+        found = [[f"{r.peak:.3f}", str(r.area), *map(str, r.box)] for r in result.regions(threshold)]
+        assert [re.findall("<td>(.*?)</td>", cells) for _, cells in rows] == found
+        boxes = re.findall(r'<rect data-region="(\d+)" x="(\d+)" y="(\d+)"', page)
+        assert len(boxes) == 2 * len(rows)  # on the picture and on the mask
+        assert {(i, x, y) for i, x, y in boxes} == {(i, *found[int(i) - 1][2:4]) for i, _ in rows}
+        assert [file["visible"] for file in files] == [False] * 6
     (_, plain), fixed_scale, *_ = demo.redraw(inspection, 0.5, False)
     (_, stretched), own_scale, *_ = demo.redraw(inspection, 0.5, True)
     assert np.asarray(stretched).max() > np.asarray(plain).max()

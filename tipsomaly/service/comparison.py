@@ -308,6 +308,6 @@ def picture(result: Result, truth: np.ndarray | None) -> str:
     return source(image)
 
 
-def source(image: Image.Image) -> str:
-    """A picture as a data: address."""
-    return visualization.data_uri(image, SIDE, quality=88)
+def source(image: Image.Image, side: int = SIDE) -> str:
+    """A picture as a data: address, at most `side` pixels a side."""
+    return visualization.data_uri(image, side, quality=88)

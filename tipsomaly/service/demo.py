@@ -15,7 +15,7 @@ from tipsomaly.detection import visualization
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.errors import ImageError
 from tipsomaly.prompts.sentences import ENSEMBLES
-from tipsomaly.service import comparison, exports, uploads, verdict
+from tipsomaly.service import comparison, exports, localization, uploads, verdict
 from tipsomaly.service.cards import EMPTY, alt, score_card, sentences
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import Inspection
@@ -120,32 +120,27 @@ class Demo:
 
     def redraw(self, inspection: Inspection | None, threshold: float | None, rescaled: bool) -> tuple:
         """What depends on the threshold and the scale, from the last run's maps: the model does not run again."""
+        files = [gr.update(value=None, visible=False)] * len(localization.FILES)  # those of another threshold
         if inspection is None:
-            return None, comparison.legend(), None, None, [], None
+            return None, comparison.legend(), "", *files
         with explained():
             threshold = uploads.checked_threshold(threshold)
-        shown, result = inspection.shown, replace(inspection.result)
+        shown = inspection.shown
         low, high = (float(shown.anomaly_map.min()), float(shown.anomaly_map.max())) if rescaled else (0.0, 1.0)
         heatmap = visualization.heatmap((shown.anomaly_map - low) / max(high - low, 1e-6))
-        regions = [
-            [*region.box, region.area, round(region.peak, 3), region.kind or ""] for region in result.regions(threshold)
-        ]
-        return (
-            (shown.image, heatmap),
-            comparison.legend(low, high),
-            exports.filled(shown, threshold),
-            visualization.black_and_white(shown.mask(threshold)),
-            regions,
-            None,  # files of another threshold
-        )
+        page = localization.html(
+            replace(inspection, result=replace(inspection.result)), threshold
+        )  # keeps no large map
+        return (shown.image, heatmap), comparison.legend(low, high), page, *files
 
-    def files(self, inspection: Inspection | None, threshold: float | None) -> Iterator[list[str]]:
-        """Paths to download; gradio copies the files before the next step deletes them."""
+    def files(self, inspection: Inspection | None, threshold: float | None) -> Iterator[list[Any]]:
+        """A button for each file of localization.FILES; gradio copies the files before the next step deletes them."""
         if inspection is None:
             raise gr.Error("Inspect a picture first.", print_exception=False)
         with explained(), TemporaryDirectory() as folder:
             threshold = uploads.checked_threshold(threshold)
-            yield [str(path) for path in exports.write_files(inspection.result, threshold, Path(folder))]
+            paths = exports.write_files(inspection.result, threshold, Path(folder))
+            yield [gr.update(value=str(path), visible=True) for path in paths]
 
     def detect_endpoint(self, image: str | None, class_name: str, domain: str, model: str) -> dict:
         """Scores of a picture."""
