@@ -1,6 +1,7 @@
 """Thresholds keep their promise, and serve only what they were made for."""
 
 import json
+import zipfile
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -125,3 +126,10 @@ def test_the_commands(here, golden, drawn, tmp_path):
     done = here("detect", normals, *options, "--sigma", 1, "--calibration", tmp_path / "calibration.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: this calibration was made with sigma 4.0, not 1.0\n"
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
+        for path in sorted(normals.iterdir()):
+            archive.write(path, path.name)
+    done = here("calibrate", tmp_path / "good.zip", *options, "--output", tmp_path / "zipped")
+    assert done.returncode == 0, done.stderr
+    one, other = (Calibration.load(folder / "calibration.json") for folder in (tmp_path, tmp_path / "zipped"))
+    assert one == other

@@ -4,9 +4,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
 
-from tipsomaly import Calibration
+from tipsomaly import Calibration, Result
+from tipsomaly.service.cards import known
 from tipsomaly.service.comparison_tab import EMPTY, ComparisonTab
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.space import Space
@@ -53,3 +55,20 @@ def test_bundled_pictures_give_a_file_for_the_command(panels):
     assert "just above all but 1 of 10" in status and "--calibration calibration.json" in status
     with pytest.raises(ValueError, match="choose 5 to 20 good pictures; these are 0"):
         next(panel.calibrate(None, 0.1, *SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("defective", "score", "twin", "said"),
+    [
+        (True, 1.5, 0.2, "the verdict is right, it is defective. The good one of its pair scores 0.200.</p>"),
+        (False, 0.5, None, "the verdict is right, it is good.</p>"),
+        (False, 1.5, None, "is wrong, it is good. The threshold is of other products, and what is usual on this one"),
+        (True, 0.5, 0.2, "some of which score more than this defect. Good pictures of the product itself would draw"),
+        (True, 0.5, 0.6, "The good one of its pair scores 0.600. The model does not see this defect well.</p>"),
+    ],
+)
+def test_of_an_example_it_is_said_why_a_verdict_is_wrong(defective, score, twin, said):
+    example = next(each for each in Examples(EXAMPLES).all if (each.mask is not None) is defective)
+    patches = np.zeros((2, 2), np.float32)
+    result = Result(0, score, patches, 28, 28, (28, 28), "tile", "decoupled", image_threshold=1.0)
+    assert said in known(example, result, twin)

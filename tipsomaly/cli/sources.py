@@ -1,7 +1,7 @@
 """Where `tipsomaly detect` has pictures from: files, and what pictures are read out of one by one."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,14 @@ def find_sources(names: list[str]) -> list[Source]:
             for path in find_pictures([name]):
                 found[path] = Archive(path) if is_archive(path) and is_file(path) else path
     return list(found.values())
+
+
+def pictures_of(sources: Sequence[Source]) -> Iterable[Path | Named]:
+    """The pictures themselves: of files a list, of what pictures are read out of one after the other."""
+    files = [source for source in sources if isinstance(source, Path)]
+    if len(files) == len(sources):
+        return files
+    return (picture for source in sources for picture in ((source,) if isinstance(source, Path) else source))
 
 
 def find_videos(names: list[str], fps: float | None) -> list[Source]:

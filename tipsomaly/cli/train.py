@@ -35,12 +35,12 @@ from tipsomaly.cli.options import (
     TopOption,
     app,
     fail,
-    find_pictures,
     load_pipeline,
     not_empty,
     one_of,
     read_samples,
 )
+from tipsomaly.cli.sources import find_sources, pictures_of
 from tipsomaly.data.kinds import all_kinds, of_one_kind
 from tipsomaly.detection.scoring import SIGMA
 from tipsomaly.errors import printable
@@ -161,7 +161,12 @@ def train(
 @app.command()
 def calibrate(
     context: typer.Context,
-    normals: Annotated[list[str], typer.Argument(help="Normal pictures: files, folders or globs.", callback=not_empty)],
+    normals: Annotated[
+        list[str],
+        typer.Argument(
+            help="Normal pictures: files, folders, globs, zip and tar archives, or hf:// data sets.", callback=not_empty
+        ),
+    ],
     target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
@@ -189,7 +194,7 @@ def calibrate(
 
     if not 0 < target_fpr < 1:
         fail(f"--target-fpr must be between 0 and 1, not {target_fpr}", 2)
-    images = find_pictures(normals)
+    images = pictures_of(find_sources(normals))
     more: dict[str, Any] = {"top": top, "tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     more |= {"roi": roi, "ignore": ignore}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, context=context, **more)

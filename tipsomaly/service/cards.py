@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from html import escape
 
+from tipsomaly.detection.result import Result
 from tipsomaly.service import verdict
 from tipsomaly.service.comparison import place
 from tipsomaly.service.examples import Example
@@ -31,7 +32,7 @@ def score_card(
     kinds = ", ".join(f"<b>{escape(kind)}</b> {value:.2f}" for kind, value in list((result.kinds or {}).items())[:3])
     kinds = f'<p id="kinds">Kind of the strongest evidence: {kinds}</p>' if kinds else ""
     trust = inspection.calibration and inspection.calibration.scores and verdict.trust(inspection.calibration)
-    return f"""<div class="card" id="score-card">{known(example, result.is_anomalous, twin)}
+    return f"""<div class="card" id="score-card">{known(example, result, twin)}
 {verdict.card(inspection, where)}{kinds}{note}
 <details><summary>How this score is made</summary>
 <div class="bar" role="img" aria-label="{shares}">
@@ -50,16 +51,30 @@ def alt(inspection: Inspection) -> str:
     return f"Anomaly map of the {result.class_name}{said}; it peaks at {peak:.2f}, {place(inspection.shown)}"
 
 
-def known(example: Example | None, anomalous: bool | None, twin: float | None = None) -> str:
-    """What an example is, whether the verdict is right, and what its good twin scores; nothing of other pictures."""
+def known(example: Example | None, result: Result, twin: float | None = None) -> str:
+    """What an example is, whether the verdict is right and, if not, why; and what its good twin scores. Nothing of
+    other pictures."""
     if example is None:
         return ""
-    truth = "it is good" if example.mask is None else "it is defective"
-    said = f"; {truth}" if anomalous is None else (
-        f": the verdict is {'right' if anomalous == (example.mask is not None) else 'wrong'}, {truth}"
-    )  # fmt: skip
+    defective, anomalous = example.mask is not None, result.is_anomalous
+    truth = "it is defective" if defective else "it is good"
     more = "" if twin is None else f" The good one of its pair scores {twin:.3f}."
-    return f'<p class="note" id="example">Example \u201c{escape(example.caption)}\u201d{said}.{more}</p>'
+    if anomalous is None:
+        said = f"; {truth}."
+    elif anomalous == defective:
+        said = f": the verdict is right, {truth}."
+    else:
+        said = f": the verdict is wrong, {truth}."
+        less = twin is None or twin >= result.score
+        more += (
+            " The threshold is of other products, and what is usual on this one scores more than what is usual on them."
+            if not defective
+            else " The model does not see this defect well."
+            if less
+            else " The threshold is of other products, some of which score more than this defect."
+        )
+        more += "" if defective and less else " Good pictures of the product itself would draw a closer line."
+    return f'<p class="note" id="example">Example \u201c{escape(example.caption)}\u201d{said}{more}</p>'
 
 
 def sentences(inspection: Inspection, count: int = 4) -> str:

@@ -1,6 +1,6 @@
 """Thresholds from normal pictures: runs a pipeline over them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tipsomaly.names import clean_class_name
 
 def calibrate(
     pipeline: "Pipeline",
-    images: Sequence[ImageSource],
+    images: Iterable[ImageSource],
     class_name: str = "object",
     *,
     target_fpr: float = 0.01,
@@ -33,7 +33,8 @@ def calibrate(
     True
     """
     results = pipeline.stream(images, class_name, batch_size=batch_size)
-    shown = tqdm(results, total=len(images), unit="picture", disable=None if progress else True)
+    count = len(images) if isinstance(images, Sized) else None
+    shown = tqdm(results, total=count, unit="picture", disable=None if progress else True)
     return thresholds(shown, clean_class_name(class_name), target_fpr, pipeline.settings())
 
 
