@@ -44,6 +44,9 @@ THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS).set(
     link_text_color_visited_dark="*secondary_300",
 )
 FILES_KEPT = 3600  # seconds
+UNREADABLE = (
+    "The request cannot be read: upload files first, and send what the API's documentation lists, in its order."
+)
 BRING = """picture => {
   const results = document.querySelector("#results"), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (!picture) return;
@@ -57,10 +60,22 @@ BRING = """picture => {
 they are below the picture, as on a phone."""
 
 
+class Page(gr.Blocks):
+    """Blocks that say in a line of ours what they could not read: gradio's own lines name folders of the server."""
+
+    async def preprocess_data(self, *args: Any, **kwargs: Any) -> list[Any]:
+        try:
+            return await super().preprocess_data(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception:  # of gradio, pydantic or the network, each with its own words
+            raise gr.Error(UNREADABLE, print_exception=False) from None
+
+
 def build(space: Space) -> gr.Blocks:
     """The page, and the endpoints."""
     demo = Demo(space, Examples(EXAMPLES))
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(FILES_KEPT // 4, FILES_KEPT)) as app:
+    with Page(title=TITLE, analytics_enabled=False, delete_cache=(FILES_KEPT // 4, FILES_KEPT)) as app:
         inspection = gr.State(time_to_live=FILES_KEPT)
         picture: dict[str, Any] = {"interactive": False, "format": "jpeg"}
         gr.Markdown(

@@ -253,7 +253,7 @@ def upload(url: str) -> str:
     return json.load(urllib.request.urlopen(request))[0]
 
 
-def call(url: str, image: dict) -> str:
+def call(url: str, image: object) -> str:
     """The events that /detect answers with in plain HTTP."""
     request = urllib.request.Request(
         f"{url}gradio_api/call/detect",
@@ -308,13 +308,18 @@ def test_a_picture_in_one_post_and_a_preview_of_our_own(url, result):
         {"path": "http://169.254.169.254/latest"},
         {"path": "/etc/passwd"},
         {"path": "../../etc/passwd"},
+        {"path": "file:///etc/passwd"},
     ],
 )
 def test_endpoints_reach_nothing_of_the_server(url, picture):
     """Neither its files nor what only it can ask; in plain HTTP, as gradio's client would send a file of its own."""
     answer = call(url, picture | {"meta": {"_type": "gradio.FileData"}})
-    assert "event: error" in answer
-    assert "root:" not in answer and "score" not in answer
+    assert f'"error": "{app.UNREADABLE}"' in answer
+
+
+@pytest.mark.parametrize("picture", [5, "x", []])
+def test_what_is_no_file_is_one_line(url, picture):
+    assert f'"error": "{app.UNREADABLE}"' in call(url, picture)
 
 
 def test_nothing_passes_by_the_queue(url):
