@@ -314,7 +314,8 @@ def test_a_picture_in_one_post_and_a_preview_of_our_own(url, result):
 def test_endpoints_reach_nothing_of_the_server(url, picture):
     """Neither its files nor what only it can ask; in plain HTTP, as gradio's client would send a file of its own."""
     answer = call(url, picture | {"meta": {"_type": "gradio.FileData"}})
-    assert f'"error": "{app.UNREADABLE}"' in answer
+    assert "event: error" in answer and f'"error": "{app.UNREADABLE}"' in answer
+    assert "root:" not in answer and "score" not in answer
 
 
 @pytest.mark.parametrize("picture", [5, "x", []])

@@ -83,16 +83,15 @@ class Pictures:
         self.bar = tqdm(total=files if files == len(sources) else None, unit="picture", disable=None)
 
     def __iter__(self) -> Iterator[Path | Named]:
-        for source in self.sources:
-            for picture in (source,) if isinstance(source, Path) else source:
-                name = source_name(picture) or ""
-                if self.records and self.records.made(name):
+        for picture in pictures_of(self.sources):
+            name = source_name(picture) or ""
+            if self.records and self.records.made(name):
+                continue
+            self.given += 1
+            if self.records and self.records.has(name):
+                self.before += 1
+                if self.skip:
+                    self.bar.update()
                     continue
-                self.given += 1
-                if self.records and self.records.has(name):
-                    self.before += 1
-                    if self.skip:
-                        self.bar.update()
-                        continue
-                self.names.append(name)
-                yield picture
+            self.names.append(name)
+            yield picture

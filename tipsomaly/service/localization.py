@@ -22,7 +22,6 @@ CSS = """
 #regions svg {position: absolute; top: 0; left: 0; width: 100%; height: 100%}
 #regions rect {fill: transparent; stroke: transparent; vector-effect: non-scaling-stroke; pointer-events: all}
 #regions rect.on {stroke: #facc15; stroke-width: 3px}
-#regions figcaption {font-size: .85rem; padding: .25rem 0}
 #regions tr.on {background: #fef08a; color: #1e293b}
 #regions th button {min-width: 24px; min-height: 24px; color: inherit; text-align: left}
 """
