@@ -16,6 +16,7 @@ from tipsomaly.service.batch_tab import BatchTab
 from tipsomaly.service.cards import OPENING
 from tipsomaly.service.comparison_tab import ComparisonTab
 from tipsomaly.service.demo import START, Demo, explained
+from tipsomaly.service.endpoints import Endpoints
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.middleware import Preview, RateLimit
 from tipsomaly.service.routes import MAX_WAITING, Routes
@@ -127,7 +128,15 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Tab("Localization", id=batch_tab.LOCALIZATION) as tab_l:
                     slider = gr.ImageSlider(label="Picture | anomaly map", max_height=420, **picture)
                     scale = gr.HTML(comparison.legend())
-                    threshold = gr.Slider(0, 1, START, step=0.01, label="Threshold of the map", elem_id="threshold")
+                    threshold = gr.Slider(
+                        0,
+                        1,
+                        START,
+                        step=0.01,
+                        label="Threshold of the map",
+                        info="begins where good pictures seldom show anything, where they are known",
+                        elem_id="threshold",
+                    )
                     rescaled = gr.Checkbox(label="Stretch the colours to this picture")
                     regions = gr.HTML(js_on_load=localization.SCRIPT, apply_default_css=False)
                     make_files = gr.Button("Make files, at the picture's own size")
@@ -208,11 +217,12 @@ def build(space: Space) -> gr.Blocks:
             # for MCP the choices of a list would be all there are
             word = gr.Textbox("object", label="Class name: what is on the picture")
         asked = [word, domain, model]
+        endpoints = Endpoints(space, batches)
         for name, function, given, answers, limits in (
-            ("detect", demo.detect_endpoint, [image, *asked], [answer], model_runs),
-            ("localize", demo.localize_endpoint, [image, *asked, threshold], [answer, several], model_runs),
-            ("compare", demo.compare_endpoint, [image, *asked, *own], [answer, overlays], model_runs),
-            ("batch", batches.endpoint, [batches.files, *asked], [line, overlays, scores, several], batch_tab.LIMITS),
+            ("detect", endpoints.detect, [image, *asked], [answer], model_runs),
+            ("localize", endpoints.localize, [image, *asked, threshold], [answer, several], model_runs),
+            ("compare", endpoints.compare, [image, *asked, *own], [answer, overlays], model_runs),
+            ("batch", endpoints.batch, [batches.files, *asked], [line, overlays, scores, several], batch_tab.LIMITS),
         ):
             gr.Button(visible=False).click(function, given, answers, api_name=name, **limits)
     return app

@@ -1,6 +1,7 @@
 """The page's functions, and its endpoints as clients call them."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -8,20 +9,28 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from ast import literal_eval
+from base64 import b64decode, b64encode
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
+import anyio
 import gradio as gr
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 
 from tipsomaly import Pipeline
 from tipsomaly.service import uploads
+from tipsomaly.service.batch_tab import BatchTab
 from tipsomaly.service.cards import score_card
-from tipsomaly.service.demo import Demo
+from tipsomaly.service.demo import Demo, explained
+from tipsomaly.service.endpoints import PARAMETERS, Endpoints
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import record
 from tipsomaly.service.space import Space
@@ -43,9 +52,14 @@ def demo():
 
 @pytest.fixture(scope="module")
 def url(demo):
-    blocks, address = app.launch(demo.space, block=False)
+    blocks, address = app.launch(demo.space, block=False, mcp=True)
     yield address
     blocks.close()
+
+
+@pytest.fixture(scope="module")
+def endpoints(demo):
+    return Endpoints(demo.space, BatchTab(demo.space, explained))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +82,7 @@ def test_an_inspection_shows_score_parts_and_sentences(demo, result):
     assert overlay["value"].size == (448, 448)
     assert f"peaks at {result.anomaly_map.max():.2f}" in overlay["alt_text"]
     assert next(iter(inspection.abnormal)) in sentences
-    assert threshold == round(inspection.result.pixel_threshold, 2)
+    assert threshold == math.ceil(100 * inspection.result.pixel_threshold) / 100
     assert inspection.result.pixel_threshold == inspection.calibration.pixel_threshold
 
 
@@ -117,6 +131,8 @@ def test_another_threshold_redraws_without_the_model(demo, result, monkeypatch):
         assert len(boxes) == 2 * len(rows)  # on the picture and on the mask
         assert {(i, x, y) for i, x, y in boxes} == {(i, *found[int(i) - 1][2:4]) for i, _ in rows}
         assert [file["visible"] for file in files] == [False] * 6
+        mask = np.asarray(Image.open(BytesIO(b64decode(re.findall(r"base64,([^\"]+)", page)[1]))).convert("L")) > 127
+        assert (mask != result.mask(threshold)).mean() < 0.002  # it is a JPEG
     (_, plain), fixed_scale, *_ = demo.redraw(inspection, 0.5, False)
     (_, stretched), own_scale, *_ = demo.redraw(inspection, 0.5, True)
     assert np.asarray(stretched).max() > np.asarray(plain).max()
@@ -137,13 +153,12 @@ def test_a_picture_that_cannot_be_used_leaves_no_old_result_beside_it(demo, tmp_
     assert "This picture cannot be used" in card and str(tmp_path) not in card and "<b>" not in card
 
 
-@pytest.mark.parametrize("function", ["compare_endpoint", "detect_endpoint"])
-def test_a_picture_that_cannot_be_used_is_one_safe_line(demo, tmp_path, function):
+@pytest.mark.parametrize("function", ["compare", "detect"])
+def test_a_picture_that_cannot_be_used_is_one_safe_line(endpoints, tmp_path, function):
     picture = tmp_path / "<b>secret.png"
     picture.write_bytes(b"\x89PNG broken")
-    more = {"compare_endpoint": ("", "", None)}.get(function, ())
     with pytest.raises(gr.Error) as caught:
-        getattr(demo, function)(picture, *SETTINGS, *more)
+        getattr(endpoints, function)(picture, *SETTINGS)
     assert "This picture cannot be used" in caught.value.message
     assert "<b>" not in caught.value.message
     assert "&" not in caught.value.message
@@ -223,9 +238,9 @@ def test_endpoints_refuse_what_is_not_on_offer(client, settings):
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), None])
-def test_a_threshold_that_is_no_number_is_refused(demo, threshold):
+def test_a_threshold_that_is_no_number_is_refused(endpoints, threshold):
     with pytest.raises(gr.Error, match="the threshold is a number from 0 to 1"):
-        next(demo.localize_endpoint(PICTURE, *SETTINGS, threshold))
+        next(endpoints.localize(PICTURE, *SETTINGS, threshold))
 
 
 @pytest.mark.parametrize(
@@ -241,6 +256,28 @@ def test_only_the_four_endpoints_are_public(client):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
         *("/detect", "/localize", "/compare", "/batch")
     }
+
+
+def test_an_assistant_finds_tools_that_say_what_they_take_and_uses_one(url, result):
+    picture = f"data:image/jpeg;base64,{b64encode(Path(PICTURE).read_bytes()).decode()}"
+
+    async def visit():
+        async with (
+            streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, *_),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            return tools, await session.call_tool("detect", {"image": picture, "class_name": "zipper"})
+
+    tools, answer = anyio.run(visit)
+    assert [tool.name for tool in tools] == ["detect", "localize", "compare", "batch"]
+    for tool in tools:
+        parameters = tool.inputSchema["properties"]
+        assert all(parameter["description"] == PARAMETERS[name] for name, parameter in parameters.items())
+        assert tool.inputSchema["required"] == list(parameters)[:1]  # the picture is enough
+    assert not answer.isError
+    assert literal_eval(answer.content[0].text)["score"] == pytest.approx(result.score, abs=1e-6)
 
 
 def upload(url: str) -> str:

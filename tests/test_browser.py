@@ -1,5 +1,6 @@
 """The page in a real browser, on the bundled model: Debian's chromium, driven by playwright."""
 
+import re
 import shutil
 import sys
 import zipfile
@@ -100,8 +101,8 @@ def test_detection_then_localization(page, pipe):
     for threshold in (round(0.3 * peak, 2), round(0.8 * peak, 2)):
         slider.fill(str(threshold))
         slider.press("Enter")
-        areas = [str(region.area) for region in result.regions(threshold)]
-        page.locator("#regions td", has_text=areas[0]).first.wait_for()
+        area = result.regions(threshold)[0].area
+        page.locator("#regions tr[data-region='1'] td:nth-of-type(2)", has_text=re.compile(f"^{area}$")).wait_for()
     pointed = page.locator("#regions rect.on")
     page.locator("#regions tr[data-region='1'] button").focus()
     sync_api.expect(pointed).to_have_count(2)  # on the picture and on the mask

@@ -39,6 +39,11 @@ def test_thresholds_are_the_smallest_that_few_enough_reach(pipe, images, results
     assert (pixels >= found.pixel_threshold).mean() <= fpr
     assert (pixels >= found.pixel_threshold * (1 - 2**-13)).mean() > fpr
     assert found.pictures == 14
+    whole = calibrate(pipe, images, "nut", target_fpr=fpr, map_by="pictures")
+    peaks = np.array([r.anomaly_map.max() for r in results])
+    assert (peaks >= whole.pixel_threshold).sum() == allowed
+    assert (peaks >= np.nextafter(np.float32(whole.pixel_threshold), np.float32(0))).sum() == allowed + 1
+    assert replace(whole, pixel_threshold=found.pixel_threshold) == found
 
 
 def test_ties_are_all_below_the_threshold(pipe, images):

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import typer
 
@@ -15,6 +15,7 @@ from tipsomaly.data.layouts import LAYOUTS, find_layout, read_dataset
 from tipsomaly.data.samples import Sample
 from tipsomaly.data.words import call
 from tipsomaly.data.words import domain as domain_of
+from tipsomaly.detection.calibration import MapBy
 from tipsomaly.detection.combination import USES
 from tipsomaly.detection.exported import is_export
 from tipsomaly.detection.formats import FORMATS
@@ -101,6 +102,10 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")
 DTypeOption = Annotated[str, one_of(("auto", "fastest", *DTYPES), "Number format of the vision tower.")]
 ModeOption = Annotated[
     Mode | None, one_of(MODES, "Which prompts score; default: decoupled, as in the paper, or the method's own.")
+]
+MapByOption = Annotated[
+    MapBy,
+    one_of(get_args(MapBy), "What that share is of in the maps: all pixels, or pictures with any such pixel."),
 ]
 ReadoutOption = Annotated[
     Readout | None,

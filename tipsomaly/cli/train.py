@@ -19,6 +19,7 @@ from tipsomaly.cli.options import (
     DTypeOption,
     IgnoreOption,
     LayoutOption,
+    MapByOption,
     ModelOption,
     ModeOption,
     OutputOption,
@@ -168,6 +169,7 @@ def calibrate(
         ),
     ],
     target_fpr: Annotated[float, typer.Option(help="Share of normal pictures that may be called anomalous.")] = 0.01,
+    map_by: MapByOption = "pixels",
     model: ModelOption = "nano",
     prompts: PromptsOption = None,
     class_name: ClassOption = "object",
@@ -198,7 +200,8 @@ def calibrate(
     more: dict[str, Any] = {"top": top, "tile": tile, "overlap": overlap, "keep_aspect": keep_aspect}
     more |= {"roi": roi, "ignore": ignore}
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, context=context, **more)
-    found = calibrate_pipeline(pipe, images, class_name, target_fpr=target_fpr, batch_size=batch_size, progress=True)
+    how: dict[str, Any] = {"target_fpr": target_fpr, "map_by": map_by, "batch_size": batch_size, "progress": True}
+    found = calibrate_pipeline(pipe, images, class_name, **how)
     if found.pictures < 1 / target_fpr:
         few = f"a false-positive rate of {target_fpr:g} takes at least {1 / target_fpr:.0f} normal pictures"
         print(f"warning: {few}; these are {found.pictures}: the threshold is above all of them", file=sys.stderr)

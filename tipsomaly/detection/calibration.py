@@ -5,12 +5,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tipsomaly.errors import ModelError, explained, short
 from tipsomaly.files import expand, to_json, write_atomically
+
+MapBy = Literal["pixels", "pictures"]
+"""What a share of false alarms in the maps is of: all pixels, or the pictures in which there is any."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ STEP = 8
 """Pictures between two words of how far it is."""
 AT_ONCE = 8
 """Batches that take turns; more wait."""
-GALLERY = 60
-"""Pictures that the endpoint hands out one by one; all are in its zip."""
 LIMITS: dict[str, Any] = {"concurrency_limit": AT_ONCE, "concurrency_id": "batch"}
 LOCALIZATION = "localization"
 """The id of the tab where a picture is opened."""
@@ -86,35 +84,14 @@ class BatchTab:
         """Files to a line of how far it is, the page, files to download, and what was given; after a stop of what was
         scored until then."""
         settings = class_name, domain, model
-        for step in self._steps(files, settings, calibration, progress, switch):
+        for step in self.steps(files, settings, calibration, progress, switch):
             if step.files is None:
                 yield step.line, *[gr.skip()] * 3
             else:
                 of = f"{visitors_class(class_name)}, fixed prompts: {domain}, {model}"
                 yield step.line, batch.html(step.rows, of), step.files, Given(files or [], settings)
 
-    def endpoint(
-        self,
-        files: list[str] | None,
-        class_name: str,
-        domain: str,
-        model: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple]:
-        """Pictures, or zips of them, of one class: a summary in a line, overlays, a table, and the table as CSV with
-        the overlays as a zip. On the way there, only the line, of how far it is."""
-        for step in self._steps(files, (class_name, domain, model), None, progress, page=False):
-            if step.files is None:
-                yield step.line, None, None, None
-            else:
-                gallery = [
-                    (str(row.overlay), f"{row.result.score:.3f} {row.name}")
-                    for row in exports.ranked(step.rows)[:GALLERY]
-                    if row.result
-                ]
-                yield step.line, gallery, exports.table(step.rows), step.files
-
-    def _steps(
+    def steps(
         self,
         files: list[str] | None,
         settings: tuple[str, str, str],

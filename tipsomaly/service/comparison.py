@@ -214,7 +214,7 @@ def figure(name: str, result: Result, image: str, metrics: Metrics | None) -> st
         f'<i class="{"local" if part == "local" else "global"}" style="width:{100 * value / most:.1f}%"></i>'
         for part, value in parts.items()
     )
-    meters = meter("image", bars, f"{result.score:.2f}")
+    meters = meter("image", bars, f"{result.score:.2f} of {most:g}")
     found = (metrics or {}).get("aupro")
     if found is not None:
         meters += meter("AUPRO", f'<i class="aupro" style="width:{100 * found:.1f}%"></i>', percent(found))

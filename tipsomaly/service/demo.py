@@ -1,5 +1,6 @@
 """The functions behind the page and its endpoints: what a visitor did wrong becomes one line."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -95,7 +96,7 @@ class Demo:
         except gr.Error as error:  # nothing of another picture stays beside this one
             return emptied(f'<div class="card" role="alert">{error.message}</div>')
         judged = inspection.result.pixel_threshold
-        start = start if judged is None else round(judged, 2)  # as the slider says it
+        start = start if judged is None else min(math.ceil(100 * judged) / 100, 1.0)  # as the slider says it
         return (
             inspection,
             score_card(inspection, example, self.bundled.WHERE if known else "", twin),
@@ -141,34 +142,3 @@ class Demo:
             threshold = uploads.checked_threshold(threshold)
             paths = exports.write_files(inspection.result, threshold, Path(folder))
             yield [gr.update(value=str(path), visible=True) for path in paths]
-
-    def detect_endpoint(self, image: str | None, class_name: str, domain: str, model: str) -> dict:
-        """Scores of a picture."""
-        with explained(page=False):
-            return exports.record(self.space.inspect(chosen(image), class_name, domain, model).result)
-
-    def localize_endpoint(
-        self, image: str | None, class_name: str, domain: str, model: str, threshold: float
-    ) -> Iterator[tuple[dict, list[str]]]:
-        """Scores and regions of a picture, and its files."""
-        with explained(page=False), TemporaryDirectory() as folder:
-            threshold = uploads.checked_threshold(threshold)
-            result = self.space.inspect(chosen(image), class_name, domain, model).result
-            paths = exports.write_files(result, threshold, Path(folder))
-            yield exports.record(result, threshold), [str(path) for path in paths]
-
-    def compare_endpoint(
-        self,
-        image: str | None,
-        class_name: str,
-        domain: str,
-        model: str,
-        normal: str,
-        abnormal: str,
-        mask: str | None,
-    ) -> tuple[dict, list]:
-        """Scores of a picture under each kind of prompts, and overlays with their names."""
-        with explained(page=False):
-            found = self.space.compare(chosen(image), class_name, domain, model, normal, abnormal, mask)
-        data = {name: exports.record(r) | {"metrics": found.metrics.get(name)} for name, r in found.results.items()}
-        return data, [(r.overlay(), name) for name, r in found.results.items()]

@@ -100,7 +100,8 @@ class Space:
         self, files: Iterable[str | Path], class_name: str, domain: str, model: str, target_fpr: float
     ) -> Calibration:
         """Thresholds from MIN_GOOD to MAX_GOOD good pictures, files or in a zip, of which the share `target_fpr` may be
-        called defective; from maps at the size of the page. Raises ValueError with a line for the visitor."""
+        called defective, or reach the threshold of the map anywhere; from maps at the size of the page. Raises
+        ValueError with a line for the visitor."""
         rows = list(islice(self.batch(files, class_name, domain, model), MAX_GOOD + 1))
         if not MIN_GOOD <= len(rows) <= MAX_GOOD:
             many = "more" if len(rows) > MAX_GOOD else len(rows)
@@ -109,7 +110,7 @@ class Space:
             raise ValueError(f"{bad.name} cannot be used: {bad.error}")
         name = visitors_class(class_name)
         settings = self._pipeline(model, domain, name).settings()
-        return thresholds((row.result for row in rows if row.result), name, target_fpr, settings)
+        return thresholds((row.result for row in rows if row.result), name, target_fpr, settings, "pictures")
 
     def compare(
         self,
