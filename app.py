@@ -252,6 +252,7 @@ def launch(
         css=CSS + comparison.CSS + localization.CSS + verdict.CSS + batch.CSS,
         app_kwargs={"routes": routes.all(), "middleware": middleware},
         mcp_server=mcp or None,  # None: as GRADIO_MCP_SERVER says
+        enable_monitoring=False,
         show_error=True,
         ssr_mode=False,
         quiet=not block,

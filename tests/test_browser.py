@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -35,8 +36,13 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 @pytest.fixture(scope="module")
-def url():
-    blocks, address = app.launch(Space(), block=False)
+def space():
+    return Space()
+
+
+@pytest.fixture(scope="module")
+def url(space):
+    blocks, address = app.launch(space, block=False)
     yield address
     blocks.close()
 
@@ -227,6 +233,26 @@ def test_batch_table(page, pipe, tmp_path):
     page.get_by_text("The scores appear here").wait_for()  # nothing of other files stays
     page.locator("#examples button").first.click()  # whose result comes into view
     sync_api.expect(page.get_by_role("tab", name="Detection")).to_have_attribute("aria-selected", "true")
+
+
+@NARROW
+def test_a_batch_ends_with_the_visit(page, space, tmp_path, monkeypatch):
+    pictures, scored, rows = 150, [], space._rows
+    monkeypatch.setattr(space, "_rows", lambda chunk, *given: scored.append(len(chunk)) or rows(chunk, *given))
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for i in range(pictures):
+            archive.write(PICTURE, f"{i}.jpg")
+    page.get_by_role("tab", name="Batch").click()
+    page.locator("#batch input[type=file]").set_input_files(tmp_path / "many.zip")
+    page.locator("#batch a[href*='many.zip']").wait_for()  # it is there
+    page.get_by_role("button", name="Score the batch").click()
+    page.get_by_text(f"of {pictures} pictures, about").first.wait_for()
+    page.close()
+    before = 0
+    while (now := sum(scored)) > before:  # a few come between the visitor's leaving and the server's noticing
+        before = now
+        time.sleep(3)
+    assert 0 < before < pictures
 
 
 @BOTH
