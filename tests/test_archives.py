@@ -8,12 +8,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from trees import png
 
+from tipsomaly.cli.sources import spread
 from tipsomaly.data import archives
 from tipsomaly.data.archives import Archive
 from tipsomaly.detection.records import read_records
+from tipsomaly.detection.references import References
 from tipsomaly.errors import ImageError
 
 
@@ -198,3 +201,27 @@ def test_what_is_no_archive(tmp_path):
         archive.writestr("notes.txt", "x")
     ((name, error),) = [(picture.name, str(picture.content)) for picture in Archive(tmp_path / "none.zip")]
     assert error == f"{name}: no pictures in this archive"
+
+
+def test_references_from_an_archive_are_those_of_its_files(here, golden, tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(7)]
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
+        for i, file in enumerate(files):
+            file.write_bytes(png(i))
+            archive.write(file, file.name)
+    options = ["--model", golden.folder, "--output"]
+    assert here("reference", *files, *options, tmp_path / "files.safetensors").returncode == 0
+    done = here("reference", tmp_path / "good.zip", *options, tmp_path / "zip.safetensors")
+    assert done.returncode == 0, done.stderr
+    one, other = (References.load(tmp_path / f"{name}.safetensors") for name in ("files", "zip"))
+    assert one.summary() == other.summary()
+    assert (one.image_threshold, one.pixel_threshold) == (other.image_threshold, other.pixel_threshold)
+    assert all(torch.equal(a, b) for a, b in zip(one.memory, other.memory, strict=True))
+    for most, kept in ((7, range(7)), (3, range(0, 7, 2)), (2, range(0, 7, 2)), (1, range(0, 7, 4))):
+        found, count = spread(iter(files), most)
+        assert count == 7
+        assert found == [files[i] for i in kept]
+    (tmp_path / "bad.zip").write_bytes(b"no archive")
+    done = here("reference", tmp_path / "bad.zip", *options, tmp_path / "bad.safetensors")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'bad.zip'}: ")

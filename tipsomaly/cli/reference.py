@@ -25,11 +25,11 @@ from tipsomaly.cli.options import (
     TopOption,
     app,
     fail,
-    find_pictures,
     load_pipeline,
     not_empty,
     one_of,
 )
+from tipsomaly.cli.sources import find_sources, pictures_of, spread
 from tipsomaly.detection.memory import MEMORIES
 from tipsomaly.detection.reference_detector import MAX_NORMALS
 from tipsomaly.detection.references import RULES, ReferenceOptions, Rule
@@ -40,7 +40,11 @@ from tipsomaly.detection.scoring import SIGMA
 def reference(
     normals: Annotated[
         list[str],
-        typer.Argument(metavar="GOOD...", help="Normal pictures: files, folders or globs.", callback=not_empty),
+        typer.Argument(
+            metavar="GOOD...",
+            help="Normal pictures: files, folders, globs, zip and tar archives, or hf:// data sets.",
+            callback=not_empty,
+        ),
     ],
     output: Annotated[Path, typer.Option(metavar="OUT.safetensors", help="Where the references go.")],
     class_name: ClassOption = "object",
@@ -88,11 +92,11 @@ def reference(
     options = ReferenceOptions(memory, tuple(layer) if layer else None, turns, limit, target_fpr, rule, factor)
     more: dict[str, Any] = {"readout": readout, "top": top, "tile": tile, "overlap": overlap}
     more |= {"keep_aspect": keep_aspect, "roi": roi, "ignore": ignore}
-    images = find_pictures(normals)
+    images, count = spread(pictures_of(find_sources(normals)), MAX_NORMALS)
     pipe = load_pipeline(model, prompts, device, dtype, image_size, domain, mode, sigma, **more)
     found = pipe.make_references(images, class_name, options, batch_size=batch_size)
     found.save(output)
-    if len(images) > MAX_NORMALS:
-        print(f"{found.pictures} of {len(images)} pictures, evenly spread, are remembered")
+    if count > MAX_NORMALS:
+        print(f"{found.pictures} of {count} pictures, evenly spread, are remembered")
     print(f"{output}: {found.summary()}")
     print(f"picture {found.image_threshold:.4f}, pixel {found.pixel_threshold:.4f}, {found.nbytes / 1e6:.1f} MB")

@@ -44,6 +44,20 @@ def pictures_of(sources: Sequence[Source]) -> Iterable[Path | Named]:
     return (picture for source in sources for picture in ((source,) if isinstance(source, Path) else source))
 
 
+def spread(pictures: Iterable[Path | Named], most: int) -> tuple[list[Path | Named], int]:
+    """`most` pictures or up to twice as many, evenly spread, if there are so many, else all; and how many there are. No
+    more are in memory at once."""
+    kept: list[Path | Named] = []
+    count, step = 0, 1
+    for picture in pictures:
+        if count % step == 0:
+            kept.append(picture)
+        count += 1
+        if len(kept) > 2 * most:
+            kept, step = kept[::2], 2 * step
+    return kept, count
+
+
 def find_videos(names: list[str], fps: float | None) -> list[Source]:
     """What the arguments of a command with --video name, each once, in order."""
     places = [place for name in names for place in matches(name) or [name]]
