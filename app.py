@@ -148,7 +148,7 @@ def build(space: Space) -> gr.Blocks:
                 with gr.Tab("Prompt comparison") as tab_c:
                     comparing = ComparisonTab(space, demo.examples, explained)
                 with gr.Tab("Batch") as tab_b:
-                    batches = BatchTab(space, explained)
+                    batches = BatchTab(space, verdicts, explained)
                 with gr.Tab("About") as tab_a:
                     gr.Markdown(f"### The method in five sentences\n{METHOD}")
                     gr.Image(
@@ -209,7 +209,7 @@ def build(space: Space) -> gr.Blocks:
         )
         make_files.click(demo.files, [inspection, threshold], downloads, concurrency_limit=1, **private)
         own = [comparing.normal, comparing.abnormal, comparing.truth]
-        batches.connect(tabs, image, settings, verdicts.calibration, lambda e: judge(e, brings=True))
+        batches.connect(tabs, image, settings, judge, **model_runs)
 
         with gr.Group(visible=False):  # components of the endpoints' answers
             line, answer, several = gr.Markdown(), gr.JSON(), gr.File(file_count="multiple")

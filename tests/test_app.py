@@ -34,6 +34,7 @@ from tipsomaly.service.endpoints import PARAMETERS, Endpoints
 from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import record
 from tipsomaly.service.space import Space
+from tipsomaly.service.verdict_panel import VerdictPanel
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -59,7 +60,9 @@ def url(demo):
 
 @pytest.fixture(scope="module")
 def endpoints(demo):
-    return Endpoints(demo.space, BatchTab(demo.space, explained))
+    with gr.Blocks():
+        verdicts = VerdictPanel(demo.space, demo.examples, explained)
+        return Endpoints(demo.space, BatchTab(demo.space, verdicts, explained))
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,11 @@ import pytest
 
 from tipsomaly.service import batch, batch_tab, space, uploads
 from tipsomaly.service.batch_tab import BatchTab, Given, Switch
+from tipsomaly.service.examples import Examples
 from tipsomaly.service.exports import Row
 from tipsomaly.service.space import Space
 from tipsomaly.service.turns import Turns
+from tipsomaly.service.verdict_panel import VerdictPanel
 
 PICTURES = Path(__file__).parent.parent / "examples" / "pictures"
 PICTURE = str(PICTURES / "zipper-1.jpg")
@@ -24,8 +26,10 @@ SETTINGS = ("zipper", "industrial", "nano / industrial")
 
 @pytest.fixture(scope="module")
 def tab():
+    space = Space()
     with gr.Blocks():
-        return BatchTab(Space(), lambda page=True: nullcontext())
+        verdicts = VerdictPanel(space, Examples(PICTURES.parent), nullcontext)
+        return BatchTab(space, verdicts, lambda page=True: nullcontext())
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,26 @@ def test_a_stopped_batch_keeps_what_it_has(tab, monkeypatch):
     assert len(Path(files[0]).read_text(encoding="utf-8-sig").splitlines()) == 3
     assert len(zipfile.ZipFile(files[1]).namelist()) == 2
     assert next(steps, None) is None
+
+
+def test_pictures_of_a_batch_that_are_good_judge_the_others(tab, tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for path in sorted(PICTURES.glob("*-good.jpg"))[:5]:
+            archive.write(path, path.name)
+    given = Given([PICTURE, str(tmp_path / "some.zip")], SETTINGS)
+    *settings, calibration, status, file = next(tab.goods(given, 0.01, SimpleNamespace(goods=[1, 2, 3, 4, 5])))
+    assert tuple(settings) == SETTINGS
+    alone = [row.result.score for row in tab.space.batch(given.files, *SETTINGS)][1:]
+    assert calibration.scores == pytest.approx(sorted(alone))
+    assert "all 5 good pictures" in status and Path(file.value["path"]).name == "calibration.json"
+    for numbers, message in (
+        ([1, 2], "choose 5 to 20 good pictures; these are 2"),
+        ([1] * 30, "these are more"),
+        ([1, 2, 3, 4, "../x"], "no such picture"),
+        ({}, "Score the batch again"),
+    ):
+        with pytest.raises((ValueError, gr.Error), match=message):
+            next(tab.goods(given, 0.01, SimpleNamespace(goods=numbers)))
 
 
 def test_a_picture_of_a_batch_is_found_again(tab, tmp_path):

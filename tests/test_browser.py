@@ -235,6 +235,33 @@ def test_batch_table(page, pipe, tmp_path):
     sync_api.expect(page.get_by_role("tab", name="Detection")).to_have_attribute("aria-selected", "true")
 
 
+@WIDE
+def test_good_pictures_of_a_batch_judge_it(page, tmp_path):
+    good, paths = Image.open(PICTURE.parent / "tile-good.jpg"), [tmp_path / f"{i}.png" for i in range(5)]
+    for i, path in enumerate(paths):
+        good.crop((40 * i, 0, 40 * i + 300, 300)).save(path)
+    page.get_by_role("tab", name="Batch").click()
+    page.locator("#batch input[type=file]").set_input_files([*paths, PICTURE.parent / "tile-defect.jpg"])
+    page.locator("#batch a[href*='tile-defect']").wait_for()
+    page.get_by_role("button", name="Score the batch").click()
+    page.get_by_text("6 pictures scored").wait_for()
+    judge = page.get_by_role("button", name="Judge by them")
+    assert judge.is_disabled()
+    page.get_by_role("button", name="Tick those below").click()
+    page.get_by_text("5 ticked as good").wait_for()
+    page.get_by_label("4.png is good").uncheck()
+    assert judge.is_disabled()
+    page.get_by_label("4.png is good").check()
+    judge.click()
+    output = page.locator("#scores output")
+    sync_api.expect(output).to_contain_text("1 of 6 pictures")
+    sync_api.expect(page.locator("#scores input[type=checkbox]:checked")).to_have_count(0)  # it was scored again
+    highest = page.locator("#scores tr[data-score]").nth(1).get_attribute("data-score")
+    assert f"{float(highest):.3f}" in output.inner_text()  # just above all good ones
+    page.get_by_role("tab", name="Detection").click()
+    page.locator("#score-card").get_by_text("of 5 good pictures").first.wait_for()
+
+
 @NARROW
 def test_a_batch_ends_with_the_visit(page, space, tmp_path, monkeypatch):
     pictures, scored, rows = 150, [], space._rows

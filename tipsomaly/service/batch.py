@@ -1,7 +1,7 @@
 """A batch as HTML: a histogram of its scores under a threshold that can be moved, and the pictures in pages.
 
-The threshold and the pages are the browser's alone (SCRIPT); a click on a picture is the event "select" with the
-picture's number.
+The threshold, the ticks and the pages are the browser's alone (SCRIPT); a click on a picture is the event "select" with
+the picture's number, one on "Judge by them" the event "submit" with the numbers of those that are ticked as good.
 """
 
 import math
@@ -13,6 +13,7 @@ from PIL import Image
 
 from tipsomaly.service.comparison import source, wide
 from tipsomaly.service.exports import Row, ranked
+from tipsomaly.service.space import MAX_GOOD, MIN_GOOD
 
 BINS = 30
 PAGE = 25
@@ -26,7 +27,7 @@ CSS = """
 #scores svg.above {fill: #c2410c; clip-path: inset(0 0 0 var(--at))}
 .dark #scores svg.above {fill: #fb923c}
 #scores .at {position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; background: var(--body-text-color)}
-#scores input {width: 100%; margin: 0; accent-color: #4f46e5; display: block; height: 24px}
+#scores input[type=range] {width: 100%; margin: 0; accent-color: #4f46e5; display: block; height: 24px}
 #scores .ends {display: flex; justify-content: space-between; font-size: .85rem; margin: 0 8px}
 #scores output {font-weight: 600}
 #scores .failed {max-height: 9rem; overflow-y: auto; padding-left: 1.2rem; list-style: disc}
@@ -38,9 +39,13 @@ CSS = """
 #scores th img {border-radius: 4px; flex: none; max-height: 64px}
 #scores tr.above td:nth-child(3) {color: #c2410c; font-weight: 600}
 .dark #scores tr.above td:nth-child(3) {color: #fb923c}
+#scores td:last-child {text-align: center}
+#scores input[type=checkbox] {appearance: auto; width: 24px; height: 24px; accent-color: #4f46e5}
+#scores .goods {display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin: .5rem 0}
 #scores nav:not([hidden]) {display: flex; gap: 1rem; align-items: center; margin-top: .5rem}
-#scores nav button {border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .3rem .8rem}
-#scores nav button:disabled {opacity: .5}
+#scores nav button, #scores .goods button {border: 1px solid var(--border-color-primary); border-radius: 6px;
+  padding: .3rem .8rem}
+#scores button:disabled {opacity: .5}
 """
 
 SCRIPT = """
@@ -68,12 +73,25 @@ function turn(step) {
   root().querySelector('nav .back').disabled = page == 1;
   root().querySelector('nav .on').disabled = page == last;
 }
-element.addEventListener('input', event => { if (event.target.type == 'range') threshold(); });
+const ticks = () => [...root().querySelectorAll('input[type=checkbox]')];
+const limits = () => root().dataset.goods.split(' ').map(Number);
+function ticked() {
+  const count = ticks().filter(tick => tick.checked).length, [least, most] = limits();
+  root().querySelector('.goods span').textContent = `${count} ticked as good`;
+  root().querySelector('.judge').disabled = count < least || count > most;
+}
+element.addEventListener('input', event => { event.target.type == 'range' ? threshold() : ticked(); });
 element.addEventListener('click', event => {
   const button = event.target.closest('button');
   if (!button) return;
   if (button.dataset.picture) trigger('select', {index: Number(button.dataset.picture)});
-  else turn(button.className == 'on' ? 1 : -1);
+  else if (button.className == 'judge')
+    trigger('submit', {goods: ticks().filter(tick => tick.checked).map(tick => Number(tick.value))});
+  else if (button.className == 'lowest') {
+    const below = ticks().filter(tick => !tick.closest('tr').classList.contains('above')).slice(-limits()[1]);
+    ticks().forEach(tick => { tick.checked = below.includes(tick); });
+    ticked();
+  } else turn(button.className == 'on' ? 1 : -1);
 });
 """
 
@@ -93,13 +111,18 @@ def html(rows: Sequence[Row], of: str) -> str:
     low, high = math.floor(min(at, *values) * 20) / 20, math.floor(max(at, *values) * 20 + 1) / 20
     above, pages = sum(value >= at for value in values), math.ceil(len(scored) / PAGE)
     body = "".join(line(row, number[id(row)], at, hidden=i >= PAGE) for i, row in enumerate(scored))
-    heads = "".join(f'<th scope="col">{words}</th>' for words in ("score", "threshold", "global", "local"))
+    heads = "".join(f'<th scope="col">{words}</th>' for words in ("score", "threshold", "global", "local", "good"))
     return (
-        f'<div class="card" id="scores" data-size="{PAGE}" style="--at:{100 * (at - low) / (high - low):.2f}%">{failed}'
+        f'<div class="card" id="scores" data-size="{PAGE}" data-goods="{MIN_GOOD} {MAX_GOOD}" '
+        f'style="--at:{100 * (at - low) / (high - low):.2f}%">{failed}'
         f"{histogram(values, low, high)}"
         f'<input type="range" min="{low}" max="{high}" step="any" value="{at!r}" aria-label="Threshold of the score">'
         f'<div class="ends" aria-hidden="true"><span>{low:.2f}</span><span>{high:.2f}</span></div>'
         f"<output>{above} of {len(values)} pictures score at least {at:.3f}</output>"
+        '<div class="goods"><button class="lowest">Tick those below</button><span aria-live="polite">0 ticked as good'
+        '</span><button class="judge" disabled>Judge by them</button></div>'
+        f'<p class="note">{MIN_GOOD} to {MAX_GOOD} pictures that you have looked at and found good decide what is '
+        "defective, here and on the other tabs.</p>"
         f"{wide(f'{of}; most anomalous first. A click opens a picture in Localization.', heads, body)}"
         f'<nav aria-label="Pages"{" hidden" if pages == 1 else ""}><button class="back" disabled>Previous</button>'
         f'<span aria-live="polite">Page 1 of {pages}</span><button class="on">Next</button></nav></div>'
@@ -119,7 +142,8 @@ def line(row: Row, number: int, at: float, hidden: bool) -> str:
     cells = f"<td>{score}</td><td>{'reached' if reached else 'below'}</td>"
     return (
         f'<tr data-score="{result.score!r}"{" hidden" if hidden else ""}{" class=above" if reached else ""}>'
-        f'<th scope="row">{button}</th>{cells}<td>{result.global_score:.3f}</td><td>{result.local_score:.3f}</td></tr>'
+        f'<th scope="row">{button}</th>{cells}<td>{result.global_score:.3f}</td><td>{result.local_score:.3f}</td>'
+        f'<td><input type="checkbox" value="{number}" aria-label="{name} is good"></td></tr>'
     )
 
 

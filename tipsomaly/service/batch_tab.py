@@ -13,8 +13,9 @@ import gradio as gr
 from tipsomaly.detection.calibration import Calibration
 from tipsomaly.service import batch, exports, uploads
 from tipsomaly.service.exports import Row
-from tipsomaly.service.space import Space
+from tipsomaly.service.space import MAX_GOOD, Space
 from tipsomaly.service.uploads import visitors_class
+from tipsomaly.service.verdict_panel import VerdictPanel
 
 STEP = 8
 """Pictures between two words of how far it is."""
@@ -44,6 +45,10 @@ class Given:
     files: list[str]
     settings: tuple[str, str, str]  # class, fixed prompts, model
 
+    def picture(self, number: object, folder: Path) -> Path:
+        """See `uploads.kept`; a visitor's own script may send anything for a number."""
+        return uploads.kept(self.files, number if isinstance(number, int) else -1, folder)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -58,9 +63,10 @@ class Step:
 class BatchTab:
     """Made inside the tab; `connect` says when it runs."""
 
-    def __init__(self, space: Space, explained: Callable[..., AbstractContextManager]) -> None:
-        """`explained` turns what a visitor did wrong into a line, as HTML unless it is given False."""
-        self.space, self.explained = space, explained
+    def __init__(self, space: Space, verdicts: VerdictPanel, explained: Callable[..., AbstractContextManager]) -> None:
+        """`verdicts` makes thresholds of good pictures. `explained` turns what a visitor did wrong into a line, as HTML
+        unless it is given False."""
+        self.space, self.verdicts, self.explained = space, verdicts, explained
         gr.Markdown(WORDS)
         self.files = gr.File(label="Pictures or zip", file_count="multiple", height=140, elem_id="batch")
         with gr.Row():
@@ -127,34 +133,56 @@ class BatchTab:
         if given is None:
             raise gr.Error("Score the batch again.", print_exception=False)
         with self.explained(), TemporaryDirectory() as folder:
-            number = getattr(event, "index", None)  # a visitor's own script may send anything
-            path = uploads.kept(given.files, number if isinstance(number, int) else -1, Path(folder))
+            path = given.picture(getattr(event, "index", None), Path(folder))
             yield str(path), *given.settings, gr.Tabs(selected=LOCALIZATION)
+
+    def goods(self, given: Given | None, rate: float, event: gr.EventData) -> Iterator[tuple]:
+        """The pictures that are ticked as good, to what the batch was scored as and all of `VerdictPanel.calibrate`."""
+        numbers = getattr(event, "goods", None)
+        if given is None or not isinstance(numbers, list):
+            raise gr.Error("Score the batch again.", print_exception=False)
+        with self.explained(), TemporaryDirectory() as folder:
+            places = [Path(folder) / str(i) for i in range(min(len(numbers), MAX_GOOD + 1))]
+            for place in places:
+                place.mkdir()  # each picture of a zip its own
+            goods = [str(given.picture(number, place)) for number, place in zip(numbers, places, strict=False)]
+            for found in self.verdicts.calibrate(goods, rate, *given.settings):
+                yield *given.settings, *found
 
     def connect(
         self,
         tabs: gr.Tabs,
         image: gr.Image,
         settings: Sequence[Any],
-        calibration: gr.State,
-        judge: Callable[[Callable[..., Any]], None],
+        judge: Callable[..., None],
+        **limits: Any,
     ) -> None:
-        """`settings` are class, fixed prompts and model; `judge` adds to an event that the picture is scored."""
+        """`settings` are class, fixed prompts and model; `judge` adds to an event that the picture is scored, and with
+        `brings` that its result is brought into view; `limits` are of runs of the model that are no batches."""
         private: dict[str, Any] = {"api_visibility": "private"}
         shown = [self.report, self.page, self.outputs, self.given]
         # a stop of the run before is forgotten; one that comes while this run waits counts
-        started = self.run.click(start, self.switch, None, queue=False, **private)
-        scored = started.then(self.score, [self.files, *settings, calibration, self.switch], shown, **private, **LIMITS)
+        started = self.run.click(start, self.switch, self.page, queue=False, **private)
+        verdicts = self.verdicts
+        judged = self.page.submit(
+            self.goods, [self.given, verdicts.rate], [*settings, *verdicts.outputs], **private, **limits
+        )
+        judge(judged.success)
+        again = judged.success(start, self.switch, self.page, queue=False, **private)
+        given = [self.files, *settings, verdicts.calibration, self.switch]
+        scored = [each.then(self.score, given, shown, **private, **LIMITS) for each in (started, again)]
         # no scores beside other files
         self.files.change(lambda: ("", EMPTY, None, None), None, shown, cancels=scored, queue=False, **private)
         self.stop.click(stop, self.switch, self.report, queue=False, **private)
         opened = self.page.select(self.open, self.given, [image, *settings, tabs], show_progress="hidden", **private)
-        judge(opened.success)
+        judge(opened.success, brings=True)
 
 
-def start(switch: Switch) -> None:
-    """Forget an earlier stop; the switch stays the same, which a batch that runs looks at."""
+def start(switch: Switch) -> str:
+    """Forget an earlier stop; the switch stays the same, which a batch that runs looks at. The page is emptied: gradio
+    would keep its ticks and its slider for the next one."""
     switch.stopped = False
+    return EMPTY
 
 
 def stop(switch: Switch) -> str:

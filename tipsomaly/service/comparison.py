@@ -62,6 +62,7 @@ CSS = """
   #comparison .three {gap: .25rem} #comparison .three figure {font-size: .75rem; padding: 2px}
   #comparison .three figure.decoupled {padding: 0}
   .meter {grid-template-columns: 1fr auto; gap: 0 .25rem} .meter > div {grid-row: 2; grid-column: 1 / -1}
+  #comparison .three .of {display: none}
   .wide td, .wide th {padding: .2rem .3rem}
   #comparison .said {font-size: 1rem}
 }
@@ -214,7 +215,7 @@ def figure(name: str, result: Result, image: str, metrics: Metrics | None) -> st
         f'<i class="{"local" if part == "local" else "global"}" style="width:{100 * value / most:.1f}%"></i>'
         for part, value in parts.items()
     )
-    meters = meter("image", bars, f"{result.score:.2f} of {most:g}")
+    meters = meter("image", bars, f'{result.score:.2f}<span class="of"> of {most:g}</span>')
     found = (metrics or {}).get("aupro")
     if found is not None:
         meters += meter("AUPRO", f'<i class="aupro" style="width:{100 * found:.1f}%"></i>', percent(found))

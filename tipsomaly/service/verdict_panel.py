@@ -41,6 +41,8 @@ class VerdictPanel:
                 self.forget = gr.Button("Forget them", size="sm", min_width=140)
             self.status = gr.Markdown()
             self.download = gr.File(label="For the command", interactive=False, visible=False)
+        self.outputs: list[Any] = [self.calibration, self.status, self.download]
+        """Of `calibrate`."""
 
     def calibrate(
         self, files: list[str] | None, rate: float, class_name: str, domain: str, model: str
@@ -65,7 +67,7 @@ class VerdictPanel:
     ) -> None:
         """`settings` are class, fixed prompts and model; `judge` adds to an event that the picture is scored again."""
         private: dict[str, Any] = {"api_visibility": "private"}
-        outputs = [self.calibration, self.status, self.download]
+        outputs = self.outputs
         given = [self.rate, *settings]
         judge(self.use.click(self.calibrate, [self.files, *given], outputs, **private, **limits))
         judge(self.bundled.click(self.calibrate_bundled, [image, *given], outputs, **private, **limits))
