@@ -44,7 +44,7 @@ CSS = """
 #comparison .three {display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; margin: .75rem 0 .5rem}
 #comparison .more {display: grid; margin: .5rem 0;
   grid-template-columns: repeat(auto-fill, minmax(max(140px, 23%), 1fr)); gap: .5rem}
-.meter {display: grid; grid-template-columns: 3.2rem 1fr 3.4rem; gap: .4rem; align-items: center; line-height: 1.5;
+.meter {display: grid; grid-template-columns: 3.2rem 1fr 4.4rem; gap: .4rem; align-items: center; line-height: 1.5;
   font-variant-numeric: tabular-nums}
 .meter > :last-child {text-align: right; font-weight: 600}
 .meter > div {display: flex; height: .7rem; border-radius: 4px; overflow: hidden;
