@@ -142,10 +142,11 @@ class BatchTab:
         if given is None or not isinstance(numbers, list):
             raise gr.Error("Score the batch again.", print_exception=False)
         with self.explained(), TemporaryDirectory() as folder:
-            places = [Path(folder) / str(i) for i in range(min(len(numbers), MAX_GOOD + 1))]
-            for place in places:
-                place.mkdir()  # each picture of a zip its own
-            goods = [str(given.picture(number, place)) for number, place in zip(numbers, places, strict=False)]
+            goods = []
+            for i, number in enumerate(numbers[: MAX_GOOD + 1]):
+                place = Path(folder) / str(i)
+                place.mkdir()  # each picture of a zip has its own
+                goods.append(str(given.picture(number, place)))
             for found in self.verdicts.calibrate(goods, rate, *given.settings):
                 yield *given.settings, *found
 
