@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -43,7 +44,8 @@ def main() -> None:
         if parameter.ndim > 1:
             parameter.normal_(std=0.02)
     image, patches = torch.nn.functional.normalize(torch.randn(2, 2, dim), dim=-1)
-    detector = PromptDetector(Prompts(image, 0.01), Prompts(patches, 0.01), encode=None)  # no text is encoded
+    no_text = SimpleNamespace(bias=None)
+    detector = PromptDetector(Prompts(image, 0.01), Prompts(patches, 0.01), encode=no_text)
     size = (options.image_size, options.image_size)
     pixels = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
