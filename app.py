@@ -36,6 +36,7 @@ THEME = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", **FONTS).set(
     body_text_color_subdued="*neutral_600",
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
+    button_secondary_background_fill_hover_dark="*primary_600",
     checkbox_label_background_fill_selected="*primary_600",
     color_accent="*primary_600",
     input_placeholder_color="*neutral_500",
@@ -169,6 +170,7 @@ def build(space: Space) -> gr.Blocks:
         for component in unread:
             component.preprocess = lambda sent: sent and sent.path
         private: dict[str, Any] = {"api_visibility": "private"}
+        redraws = private | {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "redraw"}
         model_runs: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "model"}
         picked = [image, class_name, domain]
         pick = samples.select(demo.pick, None, picked, show_progress="hidden", **private)
@@ -176,17 +178,19 @@ def build(space: Space) -> gr.Blocks:
             event(demo.own_class, [inspection, class_name, domain], picked[1:], show_progress="hidden", **private)
             for event in (image.input, batches.files.upload)
         )
-        inspected = [inspection, card, overlay, data, spoken, threshold, *drawn]
-        app.load(demo.opening, None, [*picked, *inspected], show_progress="hidden", **private)
+        inspected = [inspection, card, overlay, data, spoken, threshold]
+        app.load(demo.opening, None, [*picked, *inspected, *drawn], show_progress="hidden", **private)
 
         def judge(event: Callable[..., Any], brings: bool = False) -> None:
             judged = event(
                 demo.inspect,
-                [image, *settings, threshold, rescaled, verdicts.calibration, inspection],
+                [image, *settings, threshold, verdicts.calibration, inspection],
                 inspected,
                 **private,
                 **model_runs,
             )
+            # at the threshold that the slider has by now
+            judged.then(demo.redraw, [inspection, threshold, rescaled], drawn, **redraws)
             if brings:
                 judged.then(None, image, None, js=BRING)
 
@@ -202,10 +206,8 @@ def build(space: Space) -> gr.Blocks:
             demo.redraw,
             [inspection, threshold, rescaled],
             drawn,
-            show_progress="hidden",
             trigger_mode="always_last",
-            concurrency_limit=4,
-            **private,
+            **redraws,
         )
         make_files.click(demo.files, [inspection, threshold], downloads, concurrency_limit=1, **private)
         own = [comparing.normal, comparing.abnormal, comparing.truth]

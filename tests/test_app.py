@@ -76,7 +76,7 @@ def result():
 
 
 def test_an_inspection_shows_score_parts_and_sentences(demo, result):
-    inspection, card, overlay, data, sentences, threshold, *_ = demo.inspect(PICTURE, *SETTINGS, 0.5, False)
+    inspection, card, overlay, data, sentences, threshold, *_ = demo.inspect(PICTURE, *SETTINGS, 0.5)
     for value in (result.score, result.global_score, result.local_score):
         assert f"{value:.3f}" in card
     assert "of 10 good pictures of other products" in card  # it is an example
@@ -104,25 +104,25 @@ def test_a_visitor_finds_an_example_and_hears_whether_its_verdict_is_right(demo)
 
 def test_another_picture_has_no_verdict_until_good_ones_are_chosen(demo, tmp_path):
     Image.open(PICTURE).resize((200, 200)).save(tmp_path / "own.png")
-    given = (tmp_path / "own.png", *SETTINGS, 0.5, False)
+    given = (tmp_path / "own.png", *SETTINGS, 0.5)
     _, card, *_, threshold = demo.inspect(*given)[:6]
     assert "No verdict yet" in card and threshold == gr.skip()  # never written back
-    example = demo.inspect(PICTURE, *SETTINGS, 0.5, False)
+    example = demo.inspect(PICTURE, *SETTINGS, 0.5)
     for sent in (given[0], tmp_path / "none.png", None):  # the example's threshold goes with the example
-        assert demo.inspect(sent, *SETTINGS, example[5], False, None, example[0])[5] == 0.5
+        assert demo.inspect(sent, *SETTINGS, example[5], None, example[0])[5] == 0.5
     chosen = replace(demo.bundled.calibration(PICTURE, *SETTINGS), image_threshold=0.1)
     assert ">Defective<" in demo.inspect(*given, chosen)[1]
     assert "do not serve here: they are of the class" in demo.inspect(*given, replace(chosen, class_name="nut"))[1]
 
 
 def test_what_a_visitor_writes_is_no_html(demo):
-    _, card, _, _, sentences, *_ = demo.inspect(PICTURE, "<img src=x onerror=alert(1)>", *SETTINGS[1:], 0.5, False)
+    _, card, _, _, sentences, *_ = demo.inspect(PICTURE, "<img src=x onerror=alert(1)>", *SETTINGS[1:], 0.5)
     assert "<img" not in card + sentences
     assert "&lt;img, src=x, onerror=alert(1)&gt;" in card  # among the words that nano does not know
 
 
 def test_another_threshold_redraws_without_the_model(demo, result, monkeypatch):
-    inspection = demo.inspect(PICTURE, *SETTINGS, 0.5, False)[0]
+    inspection = demo.inspect(PICTURE, *SETTINGS, 0.5)[0]
     monkeypatch.setattr(demo, "space", None)
     for threshold in (0.0, 0.3, 1.0):
         (picture, heatmap), _, page, *files = demo.redraw(inspection, threshold, False)
@@ -144,14 +144,14 @@ def test_another_threshold_redraws_without_the_model(demo, result, monkeypatch):
 
 
 def test_taking_the_picture_away_empties_the_page(demo):
-    inspection, card, overlay, data, *_ = demo.inspect(None, *SETTINGS, 0.5, False)
+    inspection, card, overlay, data, *_ = demo.inspect(None, *SETTINGS, 0.5)
     assert inspection is overlay is data is None
     assert "Choose a picture" in card
 
 
 def test_a_picture_that_cannot_be_used_leaves_no_old_result_beside_it(demo, tmp_path):
     (tmp_path / "<b>.png").write_bytes(b"no picture")
-    inspection, card, overlay, data, *_ = demo.inspect(tmp_path / "<b>.png", *SETTINGS, 0.5, False)
+    inspection, card, overlay, data, *_ = demo.inspect(tmp_path / "<b>.png", *SETTINGS, 0.5)
     assert inspection is overlay is data is None
     assert "This picture cannot be used" in card and str(tmp_path) not in card and "<b>" not in card
 

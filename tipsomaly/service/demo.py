@@ -50,6 +50,12 @@ def moved(threshold: float, start: float) -> Any:
     return gr.skip() if threshold == start else start
 
 
+def begins(inspection: Inspection | None, threshold: float) -> float:
+    """Where the slider of the map begins: at the calibrated threshold, as the slider says it, else where it is."""
+    judged = inspection.result.pixel_threshold if inspection else None
+    return threshold if judged is None else min(math.ceil(100 * judged) / 100, 1.0)
+
+
 class Demo:
     """Handlers of events, over one Space. Their inputs and outputs are those of gradio's components."""
 
@@ -65,7 +71,8 @@ class Demo:
     def _opening(self) -> tuple:
         example = self.examples.opening
         first = (str(example.picture), example.class_name, example.domain)
-        return *first, *self.inspect(*first, self.space.choices[0], START, False)
+        inspected = self.inspect(*first, self.space.choices[0], START)
+        return *first, *inspected, *self.redraw(inspected[0], begins(inspected[0], START), False)
 
     def inspect(
         self,
@@ -74,16 +81,15 @@ class Demo:
         domain: str,
         model: str,
         threshold: float,
-        rescaled: bool,
         calibration: Calibration | None = None,
         before: Inspection | None = None,
     ) -> tuple:
-        """A picture, to everything on the first two tabs; `before` is what they showed."""
+        """A picture, to what the first two tabs show, less what `redraw` makes of it; `before` is what they did."""
         # the slider is the visitor's; only what a verdict put there goes with the verdict
         start = START if before and before.result.pixel_threshold is not None else threshold
 
         def emptied(card: str) -> tuple:
-            return None, card, None, None, "", moved(threshold, start), *self.redraw(None, start, rescaled)
+            return None, card, None, None, "", moved(threshold, start)
 
         if image is None:  # the picture was taken away
             return emptied(EMPTY)
@@ -95,16 +101,15 @@ class Demo:
                 twin = self.bundled.twin(example, class_name, domain, model) if known else None
         except gr.Error as error:  # nothing of another picture stays beside this one
             return emptied(f'<div class="card" role="alert">{error.message}</div>')
-        judged = inspection.result.pixel_threshold
-        start = start if judged is None else min(math.ceil(100 * judged) / 100, 1.0)  # as the slider says it
+        judged = inspection.result.pixel_threshold is not None
+        start = begins(inspection, start)
         return (
             inspection,
             score_card(inspection, example, self.bundled.WHERE if known else "", twin),
-            gr.update(value=inspection.shown.overlay(judged and start), alt_text=alt(inspection)),
+            gr.update(value=inspection.shown.overlay(start if judged else None), alt_text=alt(inspection)),
             exports.record(inspection.result),
             sentences(inspection),
             moved(threshold, start),
-            *self.redraw(inspection, start, rescaled),
         )
 
     def own_class(self, inspection: Inspection | None, class_name: str, domain: str) -> tuple[str, str]:

@@ -39,7 +39,7 @@ class VerdictPanel:
                 self.use = gr.Button("Use these good pictures", variant="primary", size="sm", min_width=140)
                 self.bundled = gr.Button("Use the bundled good examples", size="sm", min_width=140)
                 self.forget = gr.Button("Forget them", size="sm", min_width=140)
-            self.status = gr.Markdown()
+            self.status = gr.Markdown(elem_id="trust")
             self.download = gr.File(label="For the command", interactive=False, visible=False)
         self.outputs: list[Any] = [self.calibration, self.status, self.download]
         """Of `calibrate`."""
