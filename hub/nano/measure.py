@@ -76,22 +76,29 @@ def baseline_maps(image: Image.Image) -> dict[str, tuple[float, np.ndarray]]:
 
 
 class Scored(NamedTuple):
-    """For each method the image score and, if wanted, the anomaly map of one picture."""
+    """For each method the image score and, if wanted, the anomaly map of one picture; and each part of the scores."""
 
     picture: Picture
     scores: dict[str, float]
     maps: dict[str, np.ndarray]
+    parts: dict[str, float]
 
 
 def score(pipe: Pipeline, pictures: Sequence[Picture], maps: bool = True) -> list[Scored]:
     scored = []
     for picture in tqdm(pictures, unit="picture", disable=None):
-        outcomes = {
-            mode: (r.score, r.anomaly_map) for mode, r in pipe.compare(picture.image, picture.class_name).items()
+        compared = pipe.compare(picture.image, picture.class_name)
+        outcomes = {mode: (r.score, r.anomaly_map) for mode, r in compared.items()}
+        fixed, learned = compared["fixed"], compared["learned"]
+        parts = {
+            "spatial token, fixed": fixed.global_score,
+            "spatial token, learned": learned.global_score,
+            "largest patch, fixed": fixed.local_score,
+            "largest patch, learned": learned.local_score,
         }
         outcomes |= baseline_maps(load_image(picture.image).image)
         kept = {method: m.astype(np.float32) for method, (_, m) in outcomes.items()} if maps else {}
-        scored.append(Scored(picture, {method: value for method, (value, _) in outcomes.items()}, kept))
+        scored.append(Scored(picture, {method: value for method, (value, _) in outcomes.items()}, kept, parts))
     return scored
 
 
@@ -136,6 +143,24 @@ def scores_table(sets: dict[str, list[Scored]]) -> str:
         for good in (True, False):
             values = np.array([o.scores["decoupled"] for o in scored if (o.picture.defect == "good") == good])
             cells += [f"{np.median(values):.2f}", f"{np.quantile(values, 0.95):.2f}", f"{(values > 1).mean():.0%}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def parts_table(sets: dict[str, dict[str, list[Scored]]]) -> str:
+    """What each part of an image score tells by itself: image AUROC / standard deviation over the pictures, means over
+    the groups of a set."""
+    columns = list(next(iter(next(iter(sets.values())).values()))[0].parts)
+    lines = ["### Parts of the image score", "", "| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, groups in sets.items():
+        cells = []
+        for part in columns:
+            told = []
+            for members in groups.values():
+                values = np.array([one.parts[part] for one in members])
+                labels = np.array([one.picture.defect != "good" for one in members])
+                told.append((image_metrics(values, labels)["image_auroc"] or np.nan, values.std()))
+            cells.append("{:.3f} / {:.2f}".format(*np.mean(told, axis=0)))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -246,4 +271,6 @@ if __name__ == "__main__":
         print(table("Solar cells, photographs by electroluminescence (image AUROC)", cells), flush=True)
         sets |= cells
     print(scores_table(sets))
+    drawn = by(sets.pop("drawn families"), "class_name")
+    print(parts_table({"drawn families": drawn, **{name: {"all": scored} for name, scored in sets.items()}}))
     print(f"{milliseconds(pipe):.0f} ms a picture at {pipe.image_size[0]} px, one at a time, one thread")
