@@ -249,7 +249,12 @@ def test_good_pictures_of_a_batch_judge_it(page, tmp_path):
     page.get_by_text("6 pictures scored").wait_for()
     judge = page.get_by_role("button", name="Judge by them")
     assert judge.is_disabled()
-    page.get_by_role("button", name="Tick those below").click()
+    below, boxes = page.get_by_role("button", name="Tick those below"), page.locator("#scores input[type=checkbox]")
+    page.locator("#scores").evaluate("each => { each.dataset.goods = '2 3'; }")
+    below.click()
+    assert [box.is_checked() for box in boxes.all()] == [False, True, True, False, True, False]  # evenly spread
+    page.locator("#scores").evaluate("each => { each.dataset.goods = '5 20'; }")
+    below.click()
     page.get_by_text("5 ticked as good").wait_for()
     page.get_by_label("4.png is good").uncheck()
     assert judge.is_disabled()

@@ -87,9 +87,11 @@ element.addEventListener('click', event => {
   if (button.dataset.picture) trigger('select', {index: Number(button.dataset.picture)});
   else if (button.className == 'judge')
     trigger('submit', {goods: ticks().filter(tick => tick.checked).map(tick => Number(tick.value))});
-  else if (button.className == 'lowest') {
-    const below = ticks().filter(tick => !tick.closest('tr').classList.contains('above')).slice(-limits()[1]);
-    ticks().forEach(tick => { tick.checked = below.includes(tick); });
+  else if (button.className == 'below') {
+    const below = ticks().filter(tick => !tick.closest('tr').classList.contains('above'));
+    const count = Math.min(below.length, limits()[1]);  // of more, evenly spread: not the best ones alone
+    const taken = Array.from({length: count}, (_, i) => below[Math.floor(i * below.length / count)]);
+    ticks().forEach(tick => { tick.checked = taken.includes(tick); });
     ticked();
   } else turn(button.className == 'on' ? 1 : -1);
 });
@@ -119,7 +121,7 @@ def html(rows: Sequence[Row], of: str) -> str:
         f'<input type="range" min="{low}" max="{high}" step="any" value="{at!r}" aria-label="Threshold of the score">'
         f'<div class="ends" aria-hidden="true"><span>{low:.2f}</span><span>{high:.2f}</span></div>'
         f"<output>{above} of {len(values)} pictures score at least {at:.3f}</output>"
-        '<div class="goods"><button class="lowest">Tick those below</button><span aria-live="polite">0 ticked as good'
+        '<div class="goods"><button class="below">Tick those below</button><span aria-live="polite">0 ticked as good'
         '</span><button class="judge" disabled>Judge by them</button></div>'
         f'<p class="note">{MIN_GOOD} to {MAX_GOOD} pictures that you have looked at and found good decide what is '
         "defective, here and on the other tabs.</p>"
