@@ -219,7 +219,7 @@ def test_batch_table(page, pipe, tmp_path):
     assert page.get_by_text("1 of 2 pictures score at least").is_visible()
     threshold.press("Home")  # the browser's alone
     assert page.get_by_text("2 of 2 pictures score at least").is_visible()
-    assert table.locator("td:nth-child(3)").all_inner_texts() == ["reached"] * 2
+    assert table.locator(".judged").all_inner_texts() == ["reached"] * 2
     with page.expect_download() as download:
         page.locator("a[download='scores.csv']").first.click()
     text = Path(download.value.path()).read_text(encoding="utf-8-sig")

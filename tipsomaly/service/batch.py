@@ -37,15 +37,16 @@ CSS = """
 #scores th button {display: flex; gap: .6rem; align-items: center; text-align: left; width: 100%; color: inherit}
 #scores th button:hover span {text-decoration: underline}
 #scores th img {border-radius: 4px; flex: none; max-height: 64px}
-#scores tr.above td:nth-child(3) {color: #c2410c; font-weight: 600}
-.dark #scores tr.above td:nth-child(3) {color: #fb923c}
-#scores td:last-child {text-align: center}
+#scores tr.above .judged {color: #c2410c; font-weight: 600}
+.dark #scores tr.above .judged {color: #fb923c}
+#scores td:has(input) {text-align: center}
 #scores input[type=checkbox] {appearance: auto; width: 24px; height: 24px; accent-color: #4f46e5}
 #scores .goods {display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin: .5rem 0}
 #scores nav:not([hidden]) {display: flex; gap: 1rem; align-items: center; margin-top: .5rem}
 #scores nav button, #scores .goods button {border: 1px solid var(--border-color-primary); border-radius: 6px;
   padding: .3rem .8rem}
 #scores button:disabled {opacity: .5}
+@media (max-width: 660px) {#scores th[scope=row] {min-width: 150px}}
 """
 
 SCRIPT = """
@@ -58,7 +59,7 @@ function threshold() {
     const is = Number(row.dataset.score) >= at;
     above += is;
     row.classList.toggle('above', is);
-    row.cells[2].textContent = is ? 'reached' : 'below';
+    row.querySelector('.judged').textContent = is ? 'reached' : 'below';
   }
   root().style.setProperty('--at', 100 * (at - slider.min) / (slider.max - slider.min) + '%');
   root().querySelector('output').textContent = `${above} of ${rows.length} pictures score at least ${at.toFixed(3)}`;
@@ -113,7 +114,7 @@ def html(rows: Sequence[Row], of: str) -> str:
     low, high = math.floor(min(at, *values) * 20) / 20, math.floor(max(at, *values) * 20 + 1) / 20
     above, pages = sum(value >= at for value in values), math.ceil(len(scored) / PAGE)
     body = "".join(line(row, number[id(row)], at, hidden=i >= PAGE) for i, row in enumerate(scored))
-    heads = "".join(f'<th scope="col">{words}</th>' for words in ("score", "threshold", "global", "local", "good"))
+    heads = "".join(f'<th scope="col">{words}</th>' for words in ("score", "good", "threshold", "global", "local"))
     return (
         f'<div class="card" id="scores" data-size="{PAGE}" data-goods="{MIN_GOOD} {MAX_GOOD}" '
         f'style="--at:{100 * (at - low) / (high - low):.2f}%">{failed}'
@@ -141,11 +142,12 @@ def line(row: Row, number: int, at: float, hidden: bool) -> str:
         f"{thumbnail(row)}<span>{name}</span></button>"
     )
     reached = result.score >= at
-    cells = f"<td>{score}</td><td>{'reached' if reached else 'below'}</td>"
+    tick = f'<input type="checkbox" value="{number}" aria-label="{name} is good">'
+    judged = f'<td class="judged">{"reached" if reached else "below"}</td>'
     return (
         f'<tr data-score="{result.score!r}"{" hidden" if hidden else ""}{" class=above" if reached else ""}>'
-        f'<th scope="row">{button}</th>{cells}<td>{result.global_score:.3f}</td><td>{result.local_score:.3f}</td>'
-        f'<td><input type="checkbox" value="{number}" aria-label="{name} is good"></td></tr>'
+        f'<th scope="row">{button}</th><td>{score}</td><td>{tick}</td>{judged}'
+        f"<td>{result.global_score:.3f}</td><td>{result.local_score:.3f}</td></tr>"
     )
 
 
