@@ -1,6 +1,7 @@
 """The bundled model, and the code that draws its pictures and trains it."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hub.nano import pictures, train
 from hub.nano.canvas import Canvas
 from hub.nano.defects import DEFECTS, apply
 from hub.nano.photo import photograph
+from hub.nano.student import build, deepen, multiply_in_bfloat16
 from hub.nano.surfaces import HELD_OUT, SURFACES
-from hub.nano.words import nouns
+from hub.nano.words import Sentences, nouns
 from tipsomaly import Pipeline
 from tipsomaly.models.hub import BUNDLED
 from tipsomaly.names import clean_class_name
@@ -113,7 +115,7 @@ def test_validation_sees_what_nano_can(nano, monkeypatch):
     assert sorted(batch.family[0] for batch in drawn) == sorted(HELD_OUT)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # an unlucky random model can rank a hundred pictures well above chance
-        model = train.build(nano.tokenizer, 128)
+        model = build(nano.tokenizer, 128)
     untrained = train.validate(model, nano.tokenizer, drawn)
     model.load_state_dict(nano.tips.state_dict(), strict=False)
     model.free.data = nano.prototypes("object", "learned")[1]
@@ -127,7 +129,7 @@ def test_validation_sees_what_nano_can(nano, monkeypatch):
 @pytest.fixture
 def small_batches(monkeypatch):
     monkeypatch.setattr(train, "BATCH", {56: 16})
-    monkeypatch.setattr(train, "STRETCH", train.STRETCH._replace(early=(1,), late=(1,)))
+    monkeypatch.setitem(train.SCHEDULES, "stretch", train.SCHEDULES["stretch"]._replace(early=(1,), late=(1,)))
     monkeypatch.setattr(train, "WHITENED", 1)
     monkeypatch.setattr(train, "VALIDATE_EVERY", 5)
     monkeypatch.setattr(train, "VALIDATION_SIZE", 56)
@@ -159,3 +161,39 @@ def test_training_resumes_where_it_stopped(tmp_path, small_batches, capsys):
     whole, parts = (train.load_file(tmp_path / name / "average.safetensors") for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_a_deeper_tower_begins_by_saying_the_same(nano):
+    pixels = torch.rand(2, 3, 56, 84)
+    state = nano.tips.state_dict()
+    depth = nano.tips.config.vision.depth
+    deeper = build(nano.tokenizer, 128, depth + 2)
+    assert deeper.load_state_dict(deepen(state, depth + 2), strict=False).missing_keys == ["log_temperature", "free"]
+    multiply_in_bfloat16(deeper)  # attention as two products
+    for mine, theirs in zip(deeper.vision_encoder(pixels), nano.tips.vision_encoder(pixels), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    sum(token.square().sum() for token in deeper.vision_encoder(pixels[:1])).backward()
+    for block in deeper.vision_encoder.blocks:
+        assert block.attn.proj.weight.grad.abs().sum() > 0
+        assert block.mlp.fc2.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="grows to at most"):
+        deepen(state, 2 * depth + 1)
+
+
+def test_training_in_bfloat16_goes_where_float32_does(nano):
+    batch = pictures.draw_batch(3, 8, 112, pictures.TRAINING_FAMILIES, groups=2)
+    found = []
+    for bfloat16 in (False, True):
+        model = build(nano.tokenizer, 128, nano.tips.config.vision.depth)
+        model.load_state_dict(nano.tips.state_dict(), strict=False)
+        model.free.data = nano.prototypes("object", "learned")[1]
+        if bfloat16:
+            multiply_in_bfloat16(model)
+        words = Sentences(random.Random(0), SURFACES)
+        wanted = [model.vision_encoder.blocks[0].attn.qkv.weight, model.free]
+        found.append(train.gradients(model, nano.tokenizer, None, bfloat16, wanted, batch, words))
+    (values, slopes), (rounded, rounded_slopes) = found
+    assert rounded == pytest.approx(values, rel=0.02, abs=0.02)
+    assert rounded != values
+    for exact, near in zip(slopes, rounded_slopes, strict=True):
+        assert torch.cosine_similarity(exact.flatten(), near.flatten(), 0) > 0.98

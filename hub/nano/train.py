@@ -1,7 +1,7 @@
 """Train nano on drawn pictures, and on photographs with drawn defects: `python -m hub.nano.train OUT`.
 
 Seeded and resumable: run the same command again and it goes on from the newest state in OUT. A batch depends on the
-seed and its number alone. Half of every batch is the same surfaces without the defect. Every 500 steps the averaged
+seed and its number alone. Half of every batch is the same surfaces without the defect. Every 1,000 steps the averaged
 weights are validated on families that are kept out of training.
 
 As in TIPS, sentences meet the two global tokens alone: both against the normal and the abnormal sentence of the same
@@ -39,7 +39,7 @@ from .muon import Muon
 from .photographs import Photographs
 from .pictures import TRAINING_FAMILIES, Batch, draw_batch, patch_targets
 from .render import FIRST_SEED
-from .student import Student, build, whiten
+from .student import Student, build, deepen, multiply_in_bfloat16, whiten
 from .surfaces import HELD_OUT, SURFACES
 from .teacher import Teacher
 from .words import Sentences, train_tokenizer
@@ -62,11 +62,15 @@ class Schedule(NamedTuple):
     """Of the highest learning rates."""
 
 
-STRETCH = Schedule((0.3, 0.2, 0.25, 0.15, 0.1), (0.1, 0.15, 0.3, 0.25, 0.2), 0.35, (0.4, 0.5), 1.0)
-LAST = Schedule((0.05, 0.15, 0.25, 0.25, 0.3), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.5, 0.5), 0.5)
-"""A short last stretch at the sizes at which photographs are seen, in smaller steps."""
-VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 500, 336, 32  # steps, side in pixels, of each family
+SCHEDULES = {
+    "stretch": Schedule((0.3, 0.2, 0.25, 0.15, 0.1), (0.1, 0.15, 0.3, 0.25, 0.2), 0.35, (0.4, 0.5), 1.0),
+    # Sizes at which photographs are seen: long, for blocks that are new; short, in smaller steps, to end with.
+    "deeper": Schedule((0.1, 0.15, 0.25, 0.25, 0.25), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.5, 0.5), 0.6),
+    "last": Schedule((0.05, 0.15, 0.25, 0.25, 0.3), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.5, 0.5), 0.5),
+}
+VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 1000, 336, 32  # steps, side in pixels, of each family
 WHITENED = 8  # batches of 64 drawn pictures that the first filters are made from
+GOOD = 2.0  # how much more often a picture is good than a batch has it: a doubtful one scores less than half
 PEAK_MUON, PEAK_ADAM, WEIGHT_DECAY, AVERAGING = 3e-3, 2e-3, 0.01, 0.999
 
 
@@ -103,7 +107,7 @@ def embed(model: Student, tokenizer: Tokenizer, sentences: list[str]) -> Tensor:
 
 
 def losses(
-    model: Student, tokenizer: Tokenizer, teacher: Teacher | None, batch: Batch, words: Sentences
+    model: Student, tokenizer: Tokenizer, teacher: Teacher | None, bfloat16: bool, batch: Batch, words: Sentences
 ) -> dict[str, Tensor]:
     device = model.log_temperature.device
     images, masks, kind = batch.images.to(device), batch.masks.to(device), batch.kind.to(device)
@@ -115,7 +119,8 @@ def losses(
     parts = sentence.split([len(state) for pair in pairs for state in pair])
     prototypes = F.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1).unflatten(0, (-1, 2))
 
-    tokens, zero = model.vision_encoder(images), torch.zeros((), device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        tokens, zero = model.vision_encoder(images), torch.zeros((), device=device)
     groups = len(batch.family)
     sharp = 1 / model.log_temperature.exp().clamp(min=0.01)
     free = F.normalize(model.free, dim=-1)
@@ -129,10 +134,11 @@ def losses(
 
     defective = kind >= 0
     label = defective.float()
-    largest = F.binary_cross_entropy_with_logits(local.flatten(1).amax(1), label)
+    rarer = (GOOD - (GOOD - 1) * label) / (0.5 * (GOOD + 1))
+    largest = F.binary_cross_entropy_with_logits(local.flatten(1).amax(1), label, rarer)
     direction = ((prototypes[:, 1] - prototypes[:, 0]) * sharp).repeat_interleave(len(images) // groups, 0)
     spatial, object_ = F.normalize(tokens.spatial, dim=-1), F.normalize(tokens.object, dim=-1)
-    globally = (F.binary_cross_entropy_with_logits((t * direction).sum(-1), label) for t in (spatial, object_))
+    globally = (F.binary_cross_entropy_with_logits((t * direction).sum(-1), label, rarer) for t in (spatial, object_))
     named = spatial[defective]
     what = F.cross_entropy(named @ kinds.T / 0.07, kind[defective]) if len(named) else spatial.sum() * 0
     family = torch.arange(groups, device=device).repeat_interleave(len(images) // groups)
@@ -208,12 +214,13 @@ def gradients(
     model: Student,
     tokenizer: Tokenizer,
     teacher: Teacher | None,
+    bfloat16: bool,
     parameters: list[nn.Parameter],
     batch: Batch,
     words: Sentences,
 ) -> tuple[dict[str, float], tuple[Tensor, ...]]:
     """The losses, and the gradients of their weighted sum."""
-    parts = losses(model, tokenizer, teacher, batch, words)
+    parts = losses(model, tokenizer, teacher, bfloat16, batch, words)
     total = sum((WEIGHTS[name] * value for name, value in parts.items()), torch.zeros(()))
     slopes = torch.autograd.grad(total, parameters)
     return {name: value.item() for name, value in parts.items()}, slopes
@@ -231,23 +238,30 @@ def train(
     threads: int,
     photographs: Path | None,
     teacher: Path | None,
-    last: bool = False,
+    schedule: str = "stretch",
+    depth: int = 6,
+    bfloat16: bool = False,
 ) -> None:
-    schedule = LAST if last else STRETCH
+    planned = SCHEDULES[schedule]
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     torch.set_num_threads(1)  # the threads are our own, see below
     if not (out / "tokenizer.model").exists():
         (out / "tokenizer.model").write_bytes((start / "tokenizer.model").read_bytes() if start else train_tokenizer())
     tokenizer = Tokenizer(out / "tokenizer.model")
-    model = build(tokenizer, dim)
+    model = build(tokenizer, dim, depth)
     drawn = torch.cat([draw_batch(seed + i, 64, 112, TRAINING_FAMILIES).images for i in range(WHITENED)])
     whiten(model, drawn)
     taught_by = Teacher(teacher, drawn, device) if teacher else None
     if taught_by:
         model.heads = taught_by.heads(dim)
     if start:
-        model.load_state_dict(load_file(start / "model.safetensors"), strict=False)  # free vectors start anew
+        weights = deepen(load_file(start / "model.safetensors"), depth)
+        free = load_file(start / "prompts" / "direct.safetensors")
+        weights["free"] = torch.stack([free["normal"], free["abnormal"]])
+        model.load_state_dict(weights, strict=False)
+    if bfloat16 and device == "cpu":
+        multiply_in_bfloat16(model)
     model = model.to(device)
     average = deepcopy(model).requires_grad_(False)
     matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and ("blocks" in n)}
@@ -263,9 +277,9 @@ def train(
     photographed = Photographs(photographs, device=drawn_on) if photographs else None
     surfaces = SURFACES | (photographed.families if photographed else {})
     words = [Sentences(random.Random(), surfaces) for _ in range(parts)]
-    slopes = partial(gradients, model, tokenizer, taught_by, list(trained.values()))
+    slopes = partial(gradients, model, tokenizer, taught_by, bfloat16, list(trained.values()))
     loader = DataLoader(
-        Batches(seed, steps, step, drawn_on, photographed, schedule),
+        Batches(seed, steps, step, drawn_on, photographed, planned),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=3 if workers else None,
@@ -275,7 +289,7 @@ def train(
     shown: dict[str, float] = {}
     for batch in loader:
         warm = min(1.0, (step + 1) / 100)
-        lr = schedule.peak * warm * min(1.0, (steps - step) / (steps * schedule.decay))
+        lr = planned.peak * warm * min(1.0, (steps - step) / (steps * planned.decay))
         for i in range(parts):
             words[i].rng.seed((seed * 7_368_787 + step) * parts + i)
         values, shares = zip(*pool.map(slopes, split(batch, parts), words), strict=True)
@@ -348,15 +362,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the run; an unfinished run there is resumed")
     parser.add_argument("--dim", type=int, default=128, help="width of both towers, a multiple of 64")
+    parser.add_argument("--depth", type=int, default=6, help="blocks of the vision tower")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw; 0 draws on the device itself")
     parser.add_argument("--minutes", type=float, default=0, help="stop and save after so long; 0: when all is done")
-    parser.add_argument("--start", type=Path, help="model folder to start from, instead of from scratch")
+    parser.add_argument("--start", type=Path, help="model folder with a set `direct` to start from, not from scratch")
     parser.add_argument("--threads", type=int, default=2, help="parts of a batch on a CPU, a thread each: 1 or 2")
+    parser.add_argument("--bfloat16", action="store_true", help="the vision tower's products, where a CPU has them")
     parser.add_argument("--photographs", type=Path, help="folder of photographs to compose defects on, too")
     parser.add_argument("--teacher", type=Path, help="model folder whose tokens are targets, too")
-    parser.add_argument("--last", action="store_true", help="larger pictures and smaller steps: a short last stretch")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="stretch", help="of sizes and learning rates")
     args = parser.parse_args()
     train(**vars(args))
