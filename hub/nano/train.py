@@ -66,6 +66,7 @@ SCHEDULES = {
     "stretch": Schedule((0.3, 0.2, 0.25, 0.15, 0.1), (0.1, 0.15, 0.3, 0.25, 0.2), 0.35, (0.4, 0.5), 1.0),
     # Sizes at which photographs are seen: long, for blocks that are new; short, in smaller steps, to end with.
     "deeper": Schedule((0.1, 0.15, 0.25, 0.25, 0.25), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.5, 0.5), 0.6),
+    "photographs": Schedule((0.05, 0.1, 0.25, 0.3, 0.3), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.7, 0.7), 0.6),
     "last": Schedule((0.05, 0.15, 0.25, 0.25, 0.3), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.5, 0.5), 0.5),
 }
 VALIDATE_EVERY, VALIDATION_SIZE, VALIDATION_PICTURES = 1000, 336, 32  # steps, side in pixels, of each family
@@ -226,6 +227,15 @@ def gradients(
     return {name: value.item() for name, value in parts.items()}, slopes
 
 
+def weights_of(start: Path) -> dict[str, Tensor]:
+    """Of a run, averaged; or of a model folder, with its set `direct` for the free vectors."""
+    if (start / "average.safetensors").exists():
+        return load_file(start / "average.safetensors")
+    direct = load_file(start / "prompts" / "direct.safetensors")
+    free = torch.stack([direct["normal"], direct["abnormal"]])
+    return {**load_file(start / "model.safetensors"), "free": free}
+
+
 def train(
     out: Path,
     dim: int,
@@ -256,10 +266,7 @@ def train(
     if taught_by:
         model.heads = taught_by.heads(dim)
     if start:
-        weights = deepen(load_file(start / "model.safetensors"), depth)
-        free = load_file(start / "prompts" / "direct.safetensors")
-        weights["free"] = torch.stack([free["normal"], free["abnormal"]])
-        model.load_state_dict(weights, strict=False)
+        model.load_state_dict(deepen(weights_of(start), depth), strict=False)
     if bfloat16 and device == "cpu":
         multiply_in_bfloat16(model)
     model = model.to(device)
@@ -368,7 +375,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw; 0 draws on the device itself")
     parser.add_argument("--minutes", type=float, default=0, help="stop and save after so long; 0: when all is done")
-    parser.add_argument("--start", type=Path, help="model folder with a set `direct` to start from, not from scratch")
+    parser.add_argument("--start", type=Path, help="run or model folder to start from, not from scratch")
     parser.add_argument("--threads", type=int, default=2, help="parts of a batch on a CPU, a thread each: 1 or 2")
     parser.add_argument("--bfloat16", action="store_true", help="the vision tower's products, where a CPU has them")
     parser.add_argument("--photographs", type=Path, help="folder of photographs to compose defects on, too")
