@@ -25,7 +25,7 @@ from tipsomaly.models.config import VisionConfig
 from tipsomaly.models.sessions import OnnxRuntime, OpenVino, Session
 from tipsomaly.models.tips import VisionTower
 
-SIZES = {"nano": (128, 6, 2), "s14": (384, 12, 6), "b14": (768, 12, 12), "l14": (1024, 24, 16)}
+SIZES = {"nano": (128, 10, 2), "s14": (384, 12, 6), "b14": (768, 12, 12), "l14": (1024, 24, 16)}
 """Width, depth and heads of the vision tower."""
 
 

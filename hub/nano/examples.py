@@ -126,7 +126,7 @@ class Pair:
 PAIRS = (
     Pair("ph_brown_floor_tiles.jpg", "tile", (0, 0, 640, 640), "Floor tiles", "Floor tiles with a crack", "crack",
          lines(((.27, .30), (.33, .36), (.37, .38), (.44, .46), (.52, .50), (.60, .60)),
-               ((.44, .46), (.47, .40), (.53, .37)), width=5, dark=.75)),
+               ((.44, .46), (.47, .40), (.53, .37)), width=8, dark=.8)),
     Pair("ph_painted_metal_shutter.jpg", "metal", (0, 0, 640, 640), "Painted metal shutter", "Metal shutter with rust",
          "corrosion", partial(of_kind, "corrosion"), seed=54),
     Pair("cl_tshirt94.jpg", "shirt", (0, 100, 400, 500), "T-shirt", "T-shirt with a coffee stain", "stain",
