@@ -115,7 +115,7 @@ def test_validation_sees_what_nano_can(nano, monkeypatch):
     assert sorted(batch.family[0] for batch in drawn) == sorted(HELD_OUT)
     with torch.random.fork_rng():
         torch.manual_seed(0)  # an unlucky random model can rank a hundred pictures well above chance
-        model = build(nano.tokenizer, 128)
+        model = build(nano.tokenizer, 128, nano.tips.config.vision.depth)
     untrained = train.validate(model, nano.tokenizer, drawn)
     model.load_state_dict(nano.tips.state_dict(), strict=False)
     model.free.data = nano.prototypes("object", "learned")[1]
