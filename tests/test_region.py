@@ -55,9 +55,10 @@ def test_a_defect_counts_inside_and_not_outside(pipe):
     mask = np.array(Image.open(MASK)) > 0
     rows, columns = mask.nonzero()
     around = np.zeros_like(mask)
-    around[rows.min() - 40 : rows.max() + 40, columns.min() - 40 : columns.max() + 40] = True
+    around[rows.min() - 80 : rows.max() + 80, columns.min() - 80 : columns.max() + 80] = True
     inside, outside = (pipe.with_options(roi=roi)(DEFECTIVE, "concrete") for roi in (around, ~around))
     good = pipe.with_options(roi=~around)(GOOD, "concrete")
+    assert inside.local_score > 0.8
     assert inside.local_score > outside.local_score + 0.3 and inside.score > outside.score + 0.5
     assert outside.score == pytest.approx(good.score, abs=0.15)  # the same surface but for JPEG's noise
     assert mask[np.unravel_index(inside.anomaly_map.argmax(), mask.shape)]

@@ -30,6 +30,7 @@ from .defects import DEFECTS
 from .photographs import Photographs
 from .pictures import TRAINING_FAMILIES, draw_batch
 from .render import FIRST_SEED
+from .student import count
 from .surfaces import SURFACES
 from .words import words
 
@@ -49,10 +50,7 @@ def export(run: Path, out: Path, image_size: int, other: Path | None, share: flo
     temperature = max(math.exp(state["log_temperature"].item()), 0.01)
     state = {name: value for name, value in state.items() if not name.startswith(NOT_KEPT)}
     dim = state["vision_encoder.cls_token"].shape[-1]
-    depths = [
-        1 + max(int(name.split(part)[1].split(".")[0]) for name in state if part in name)
-        for part in ("vision_encoder.blocks.", "resblocks.")
-    ]
+    depths = [count(state, part) for part in ("vision_encoder.blocks.", "resblocks.")]
     side = math.isqrt(state["vision_encoder.pos_embed"].shape[1] - 1) * 14
     vocab_size = state["text_encoder.token_embedding.weight"].shape[0]
     config = TipsConfig(

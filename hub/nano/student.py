@@ -1,7 +1,7 @@
 """The model that becomes nano, and how its weights start."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,12 +57,17 @@ def multiply_in_bfloat16(model: Student) -> None:
         block.attn = _Attention(block.attn.heads, block.attn.qkv, block.attn.proj)
 
 
+def count(state: Iterable[str], key: str) -> int:
+    """How many blocks there are whose weights' names begin with `key` and their number."""
+    return 1 + max(int(name.split(key)[1].split(".")[0]) for name in state if key in name)
+
+
 def deepen(state: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
     """The weights of a vision tower of `depth` blocks that gives the tokens that the one of `state` gives. Copies of
     its last blocks, each behind its original, add nothing yet: their last matrices are zero (after Net2Net, Chen et
     al., ICLR 2016)."""
     key = "vision_encoder.blocks."
-    have = 1 + max(int(name.removeprefix(key).split(".")[0]) for name in state if name.startswith(key))
+    have = count(state, key)
     if not have <= depth <= 2 * have:
         raise ValueError(f"a tower of {have} blocks grows to at most {2 * have}, not to {depth}")
     grown = {name: value for name, value in state.items() if not name.startswith(key)}

@@ -64,7 +64,8 @@ class Schedule(NamedTuple):
 
 SCHEDULES = {
     "stretch": Schedule((0.3, 0.2, 0.25, 0.15, 0.1), (0.1, 0.15, 0.3, 0.25, 0.2), 0.35, (0.4, 0.5), 1.0),
-    # Sizes at which photographs are seen: long, for blocks that are new; short, in smaller steps, to end with.
+    # Sizes at which photographs are seen: long, for blocks that are new; for those surfaces above all; and short, in
+    # smaller steps, to end with.
     "deeper": Schedule((0.1, 0.15, 0.25, 0.25, 0.25), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.5, 0.5), 0.6),
     "photographs": Schedule((0.05, 0.1, 0.25, 0.3, 0.3), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.7, 0.7), 0.6),
     "last": Schedule((0.05, 0.15, 0.25, 0.25, 0.3), (0.0, 0.1, 0.2, 0.35, 0.35), 0.8, (0.5, 0.5), 0.5),
